@@ -1,0 +1,102 @@
+//! The project's own chores: `cargo xtask --help` lists them.
+//!
+//! Arguments only; each chore lives in its module.
+
+mod build;
+mod chores;
+mod ci;
+mod command;
+mod setup;
+mod workspace;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::chores::Selection;
+
+/// Understudy's own chores. Each sets up by itself what it needs.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Debug, Subcommand)]
+enum Chore {
+    /// Find or bring everything that the other commands need
+    Setup,
+    /// Build the kernel programs into target/ebpf/understudy-ebpf.o
+    Ebpf {
+        /// Let the kernel programs log each decision to the agent
+        #[arg(long)]
+        debug: bool,
+    },
+    /// Show the whole on this machine: kubectl in three pods, and what the API server saw of each
+    Demo {
+        /// Stay in the tagged pod with a shell
+        #[arg(long)]
+        shell: bool,
+    },
+    /// Run the unit, property and end-to-end tests
+    Test {
+        /// Run only tests whose names contain this
+        filter: Option<String>,
+        /// Run only this package's tests
+        #[arg(long, short)]
+        package: Option<String>,
+        /// Handed to the test programs: `-- --nocapture`
+        #[arg(last = true)]
+        harness: Vec<OsString>,
+    },
+    /// Run what must hold before a change lands: format, lints, dependencies' terms, tests
+    Ci,
+    /// Become a program as root, through sudo where need be; cargo test starts the tests with it
+    #[command(hide = true)]
+    AsRoot {
+        /// What to become
+        program: OsString,
+        /// Its arguments
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+}
+
+fn main() -> ExitCode {
+    match chore(Arguments::parse().chore) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The causes and nothing else: a backtrace of this program would bury the line that says what to do.
+            for (depth, cause) in error.chain().enumerate() {
+                command::progress(if depth == 0 {
+                    format!("error: {cause}")
+                } else {
+                    format!("because {cause}")
+                });
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn chore(chore: Chore) -> Result<()> {
+    match chore {
+        Chore::Setup => setup::all(),
+        Chore::Ebpf { debug } => build::ebpf(&setup::ebpf()?, debug),
+        Chore::Demo { shell } => chores::demo(shell),
+        Chore::Test {
+            filter,
+            package,
+            harness,
+        } => chores::test(&Selection {
+            filter,
+            package,
+            harness,
+        }),
+        Chore::Ci => ci::ci(),
+        Chore::AsRoot { program, arguments } => chores::as_root(&program, &arguments),
+    }
+}

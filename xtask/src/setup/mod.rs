@@ -1,0 +1,24 @@
+//! Finding what the build and the tests need on this machine, and bringing what is missing.
+//!
+//! Everything here is quick where nothing is missing, so the other commands simply call it first. What can't be
+//! brought is named, with the command to type.
+
+mod apt;
+mod clients;
+mod ebpf;
+mod linters;
+
+use anyhow::Result;
+
+pub(crate) use clients::{Clients, clients};
+pub(crate) use ebpf::{Toolchain, ebpf};
+pub(crate) use linters::{cargo_deny, ebpf_clippy, linters};
+
+/// Finds or brings everything that the demo and the tests need.
+///
+/// # Errors
+/// At the first thing that can't be brought.
+pub(crate) fn all() -> Result<()> {
+    ebpf()?;
+    clients().map(drop)
+}
