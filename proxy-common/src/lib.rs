@@ -1,0 +1,67 @@
+//! Types that the agent and its kernel programs share, and the decision that both must agree on.
+//!
+//! Everything that crosses the boundary is `repr(C)`, made of fixed-width integers, free of padding
+//! ([`bytemuck::Pod`] refuses it), and pinned down by constant assertions on size and offsets. Nothing here does
+//! input or output.
+//!
+//! Addresses are 16 bytes, IPv4 as IPv4-mapped IPv6; ports are in host byte order; times are nanoseconds of
+//! `CLOCK_BOOTTIME`.
+#![no_std]
+#![deny(unsafe_code)]
+#![expect(
+    clippy::inline_always,
+    reason = "the verifier sees through what is inlined, and calls cost stack"
+)]
+
+mod address;
+mod counter;
+mod layout;
+#[cfg(feature = "user")]
+mod user;
+mod verdict;
+
+pub use self::{
+    address::{Address, Endpoint, Family},
+    counter::Counter,
+    layout::{FlowKey, FlowRecord, Heartbeat, Origin, PodEntry},
+    verdict::{Dial, Verdict, decide},
+};
+
+/// Goes up with every change to a type in this crate, or to what one of its fields means. An agent refuses pinned
+/// maps of another version.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// How many levels below the root of cgroup v2 a pod's cgroup may lie. The kernel programs look no deeper; a
+/// process may sit at any depth below its pod's cgroup.
+pub const MAX_CGROUP_LEVELS: u32 = 32;
+
+/// How long a flow record stays good: longer than a connection waits in a listener's queue, shorter than a port
+/// number takes to come round.
+pub const FLOW_LIFETIME_NS: u64 = 60_000_000_000;
+
+/// The names of the maps, as they are pinned.
+pub mod map {
+    /// Tagged pods: cgroup id to [`PodEntry`](crate::PodEntry).
+    pub const PODS: &str = "PODS";
+    /// The API server's addresses: [`Endpoint`](crate::Endpoint) to nothing of meaning.
+    pub const API_SERVERS: &str = "API_SERVERS";
+    /// What a redirected socket dialled: socket storage of [`Origin`](crate::Origin).
+    pub const ORIGINS: &str = "ORIGINS";
+    /// Connections on their way to a listener: [`FlowKey`](crate::FlowKey) to [`FlowRecord`](crate::FlowRecord).
+    pub const FLOWS: &str = "FLOWS";
+    /// One [`Heartbeat`](crate::Heartbeat).
+    pub const HEARTBEAT: &str = "HEARTBEAT";
+    /// A per-CPU `u64` for each [`Counter`](crate::Counter).
+    pub const COUNTERS: &str = "COUNTERS";
+}
+
+/// The kernel programs' names, in the order in which they are put in force: those that complete a redirect stand
+/// before those that begin one.
+pub const PROGRAMS: [&str; 6] = [
+    "flow_record",
+    "socket_release",
+    "peer_name4",
+    "peer_name6",
+    "connect4",
+    "connect6",
+];
