@@ -1,0 +1,90 @@
+//! What the enroller knows of one wanted pod.
+
+use std::sync::Arc;
+
+use tracing::warn;
+
+use super::{PodState, PodStatus, netns::NetnsId, plan::Known};
+use crate::pod::{CgroupId, EnrolledPod, WantedPod};
+
+/// One wanted pod.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) wanted: WantedPod,
+    pub(super) state: State,
+}
+
+/// How far it has come.
+#[derive(Debug)]
+pub(super) enum State {
+    Absent,
+    Tagged {
+        id: CgroupId,
+        error: Option<String>,
+    },
+    Enrolled {
+        pod: Arc<EnrolledPod>,
+        enrolment: u64,
+        netns: NetnsId,
+    },
+    Failed(String),
+}
+
+impl Place {
+    /// For others to see.
+    pub(super) fn status(&self) -> PodStatus {
+        PodStatus {
+            name: Arc::clone(&self.wanted.name),
+            cgroup: self.wanted.cgroup.clone(),
+            session: self.wanted.session.clone(),
+            state: self.state.public(),
+        }
+    }
+
+    /// Keeps the tag, as long as there is one, and remembers the error.
+    pub(super) fn fail(&mut self, error: String) {
+        warn!(pod = %self.wanted.name, error, "the pod can't be enrolled");
+        match &mut self.state {
+            State::Absent | State::Failed(_) => self.state = State::Failed(error),
+            State::Tagged { error: last, .. } => *last = Some(error),
+            State::Enrolled { .. } => {}
+        }
+    }
+}
+
+impl State {
+    /// As far as deciding needs it.
+    pub(super) fn known(&self) -> Known {
+        match self {
+            Self::Absent | Self::Failed(_) => Known::Nothing,
+            Self::Tagged { id, .. } => Known::Tagged(*id),
+            Self::Enrolled { pod, netns, .. } => Known::Enrolled(pod.cgroup_id, *netns),
+        }
+    }
+
+    /// A look succeeded: what failed before is no longer so.
+    pub(super) fn forget_error(&mut self) {
+        match self {
+            Self::Failed(_) => *self = Self::Absent,
+            Self::Tagged { error, .. } => *error = None,
+            Self::Absent | Self::Enrolled { .. } => {}
+        }
+    }
+
+    /// The cgroup that has an entry.
+    pub(super) fn tagged(&self) -> Option<CgroupId> {
+        match self.known() {
+            Known::Nothing => None,
+            Known::Tagged(id) | Known::Enrolled(id, _) => Some(id),
+        }
+    }
+
+    fn public(&self) -> PodState {
+        match self {
+            Self::Absent => PodState::Absent,
+            Self::Tagged { id, error: None } => PodState::Waiting(*id),
+            Self::Tagged { error: Some(error), .. } | Self::Failed(error) => PodState::Failed(error.clone()),
+            Self::Enrolled { pod, .. } => PodState::Enrolled(pod.cgroup_id),
+        }
+    }
+}

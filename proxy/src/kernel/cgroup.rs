@@ -1,0 +1,318 @@
+//! Cgroup v2 directories: where the hierarchy is mounted, and how a pod's cgroup is found below the root without
+//! leaving it.
+
+use std::{
+    fs::File,
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
+    path::{Component, Path, PathBuf},
+};
+
+use nix::{
+    dir::Dir,
+    errno::Errno,
+    fcntl::{OFlag, OpenHow, ResolveFlag, openat2},
+    sys::{
+        stat::{Mode, fstat},
+        statfs::{CGROUP2_SUPER_MAGIC, fstatfs},
+    },
+};
+use understudy_common::MAX_CGROUP_LEVELS;
+
+use super::mounts::{level, mounts};
+use crate::pod::CgroupId;
+
+/// Why a cgroup can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// No cgroup v2 anywhere.
+    #[error("cgroup v2 is not mounted: on the node, run `mount -t cgroup2 none /sys/fs/cgroup/unified`")]
+    NotMounted,
+    /// The root is on another file system.
+    #[error("{0} is not a cgroup v2 directory: give --cgroup-root one under cgroup v2's mount")]
+    NotCgroup2(PathBuf),
+    /// The kubelet's cgroup isn't where it usually is.
+    #[error("no kubepods or kubepods.slice in {0}: give --cgroup-root the root of the pods' cgroup tree")]
+    NoPods(PathBuf),
+    /// A pod's cgroup must lie under the root.
+    #[error("{0:?} is not a path below the cgroup root: give it relative, without '.' and '..'")]
+    Path(PathBuf),
+    /// The kernel programs don't look that deep.
+    #[error("{0:?} lies more than {MAX_CGROUP_LEVELS} levels deep")]
+    TooDeep(PathBuf),
+    /// The system's answer.
+    #[error("the cgroup {path}: {source}")]
+    Io {
+        /// The directory or file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+impl CgroupError {
+    /// Whether the cgroup simply isn't there, or no longer.
+    #[must_use]
+    pub fn is_absent(&self) -> bool {
+        // ENODEV is what the files of a removed cgroup answer that one still holds open.
+        matches!(self, Self::Io { source, .. }
+            if source.kind() == io::ErrorKind::NotFound || source.raw_os_error() == Some(Errno::ENODEV as i32))
+    }
+}
+
+/// Finds the root of the pods' cgroup tree, as the kubelet makes it with the cgroupfs driver or the systemd driver
+/// (`k8s.io/kubernetes/pkg/kubelet/cm`, `defaultNodeAllocatableCgroupName`).
+///
+/// # Errors
+/// Where there is none, or no cgroup v2.
+pub fn pods_root() -> Result<PathBuf, CgroupError> {
+    let mount = mount_point()?;
+    ["kubepods", "kubepods.slice"]
+        .map(|name| mount.join(name))
+        .into_iter()
+        .find(|path| path.is_dir())
+        .ok_or(CgroupError::NoPods(mount))
+}
+
+/// Finds the mount point of cgroup v2, in the unified layout (`/sys/fs/cgroup`) or the hybrid one
+/// (`/sys/fs/cgroup/unified`).
+///
+/// # Errors
+/// Where there is none, or the mounts can't be read.
+pub fn mount_point() -> Result<PathBuf, CgroupError> {
+    let path = Path::new("/proc/self/mountinfo");
+    let text = std::fs::read_to_string(path).map_err(|source| CgroupError::Io {
+        path: path.to_owned(),
+        source,
+    })?;
+    mounts(&text)
+        .min_by_key(|mount| {
+            (
+                !mount.point.starts_with("/sys/fs/cgroup"),
+                mount.point.components().count(),
+            )
+        })
+        .map(|mount| mount.point)
+        .ok_or(CgroupError::NotMounted)
+}
+
+/// The root of the pods' cgroup tree.
+#[derive(Debug)]
+pub struct CgroupRoot {
+    path: PathBuf,
+    directory: File,
+    id: CgroupId,
+    level: usize,
+}
+
+impl CgroupRoot {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// Where it isn't a directory of cgroup v2.
+    pub fn open(path: &Path) -> Result<Self, CgroupError> {
+        let failed = |source: io::Error| CgroupError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let path = path.canonicalize().map_err(failed)?;
+        let directory = File::open(&path).map_err(failed)?;
+        let metadata = directory.metadata().map_err(failed)?;
+        let file_system = fstatfs(&directory).map_err(|errno| failed(errno.into()))?;
+        if file_system.filesystem_type() != CGROUP2_SUPER_MAGIC || !metadata.is_dir() {
+            return Err(CgroupError::NotCgroup2(path));
+        }
+        let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").map_err(failed)?;
+        let level = level(&mountinfo, &path);
+        Ok(Self {
+            id: CgroupId(metadata.ino()),
+            path,
+            directory,
+            level,
+        })
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> CgroupId {
+        self.id
+    }
+
+    /// Its path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Opens a pod's cgroup. Neither `..` nor a symbolic link nor another mount leads out of the root.
+    ///
+    /// # Errors
+    /// Where the path isn't one below the root, or there is no such cgroup ([`CgroupError::is_absent`]).
+    pub fn descend(&self, relative: &Path) -> Result<CgroupDir, CgroupError> {
+        let depth = depth_below(relative)?;
+        // The root of the hierarchy is level 0, and the programs look at MAX_CGROUP_LEVELS levels.
+        if self.level + depth >= MAX_CGROUP_LEVELS as usize {
+            return Err(CgroupError::TooDeep(relative.to_owned()));
+        }
+        CgroupDir::open(&self.directory, relative, self.path.join(relative))
+    }
+}
+
+impl AsFd for CgroupRoot {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+}
+
+/// Counts the levels of a relative path that has nothing but names in it.
+fn depth_below(relative: &Path) -> Result<usize, CgroupError> {
+    let plain = relative
+        .components()
+        .all(|component| matches!(component, Component::Normal(_)));
+    match relative.components().count() {
+        depth if depth > 0 && plain => Ok(depth),
+        _ => Err(CgroupError::Path(relative.to_owned())),
+    }
+}
+
+/// A cgroup, held open: once it is removed nothing that takes its name is mistaken for it.
+#[derive(Debug)]
+pub struct CgroupDir {
+    path: PathBuf,
+    directory: OwnedFd,
+    id: CgroupId,
+}
+
+impl CgroupDir {
+    fn open(at: impl AsFd, relative: &Path, path: PathBuf) -> Result<Self, CgroupError> {
+        let failed = |errno: Errno| CgroupError::Io {
+            path: path.clone(),
+            source: errno.into(),
+        };
+        let how = OpenHow::new()
+            .flags(OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_XDEV);
+        let directory = openat2(at, relative, how).map_err(failed)?;
+        let id = CgroupId(fstat(&directory).map_err(failed)?.st_ino);
+        Ok(Self { path, directory, id })
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> CgroupId {
+        self.id
+    }
+
+    /// Its path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether a process lives in it or below.
+    ///
+    /// # Errors
+    /// Where the cgroup is gone ([`CgroupError::is_absent`]) or can't be read.
+    pub fn is_populated(&self) -> Result<bool, CgroupError> {
+        Ok(self.read("cgroup.events")?.lines().any(|line| line == "populated 1"))
+    }
+
+    /// The processes in it, those below not included.
+    fn own_processes(&self) -> Result<Vec<i32>, CgroupError> {
+        Ok(self
+            .read("cgroup.procs")?
+            .lines()
+            .filter_map(|line| line.parse().ok())
+            .collect())
+    }
+
+    /// The processes in it and below. They come and go meanwhile.
+    ///
+    /// # Errors
+    /// Where the cgroup is gone ([`CgroupError::is_absent`]) or can't be read.
+    pub fn processes(&self) -> Result<Vec<i32>, CgroupError> {
+        let mut processes = match self.own_processes() {
+            // A threaded cgroup lists its threads only, and belongs to a domain above that lists the processes.
+            Err(CgroupError::Io { source, .. }) if source.raw_os_error() == Some(Errno::EOPNOTSUPP as i32) => {
+                Vec::new()
+            }
+            other => other?,
+        };
+        for child in self.children()? {
+            match child.processes() {
+                Ok(below) => processes.extend(below),
+                Err(error) if error.is_absent() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(processes)
+    }
+
+    fn children(&self) -> Result<Vec<Self>, CgroupError> {
+        let failed = |errno: Errno| CgroupError::Io {
+            path: self.path.clone(),
+            source: errno.into(),
+        };
+        let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let mut listing = Dir::openat(&self.directory, ".", flags, Mode::empty()).map_err(failed)?;
+        let mut children = Vec::new();
+        for entry in listing.iter() {
+            let entry = entry.map_err(failed)?;
+            let Ok(name) = entry.file_name().to_str() else { continue };
+            if name == "." || name == ".." || entry.file_type() != Some(nix::dir::Type::Directory) {
+                continue;
+            }
+            match Self::open(&self.directory, Path::new(name), self.path.join(name)) {
+                Ok(child) => children.push(child),
+                Err(error) if error.is_absent() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(children)
+    }
+
+    fn read(&self, name: &str) -> Result<String, CgroupError> {
+        let failed = |source: io::Error| CgroupError::Io {
+            path: self.path.join(name),
+            source,
+        };
+        let how = OpenHow::new()
+            .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_BENEATH);
+        let file = openat2(&self.directory, name, how).map_err(|errno| failed(errno.into()))?;
+        io::read_to_string(File::from(file)).map_err(failed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case("kubepods/pod1", Some(2))]
+    #[case("pod1", Some(1))]
+    #[case("pod1/", Some(1))]
+    #[case("", None)]
+    #[case(".", None)]
+    #[case("/pod1", None)]
+    #[case("../pod1", None)]
+    #[case("kubepods/../../pod1", None)]
+    #[case("./pod1", None)]
+    fn pods_lie_below_the_root(#[case] path: &str, #[case] expected: Option<usize>) {
+        assert_eq!(depth_below(Path::new(path)).ok(), expected);
+    }
+
+    #[test]
+    fn the_root_must_be_cgroup2() {
+        assert!(matches!(
+            CgroupRoot::open(Path::new("/proc")),
+            Err(CgroupError::NotCgroup2(_))
+        ));
+        assert!(CgroupRoot::open(Path::new("/does/not/exist")).unwrap_err().is_absent());
+    }
+}

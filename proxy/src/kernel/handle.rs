@@ -1,0 +1,250 @@
+//! The maps in the agent's hands.
+
+use std::{
+    collections::BTreeSet,
+    fmt,
+    net::SocketAddr,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use aya::maps::{Array, HashMap, MapData, PerCpuArray};
+use tracing::warn;
+use understudy_common::{Endpoint, FLOW_LIFETIME_NS, FlowKey, FlowRecord, Heartbeat, LAYOUT_VERSION, PodEntry, map};
+
+use super::{Counters, MapError, boot_ns, pins::Pins};
+use crate::pod::{CgroupId, ClientAddr, NetnsCookie, OriginalDst};
+
+/// How many records a sweep looks at.
+const SWEEP_LIMIT: usize = 1 << 17;
+
+/// The installed kernel programs. Dropping it leaves them in force, and soon refusing every tagged pod's connects
+/// to the API server: the heartbeat stops.
+pub struct Kernel {
+    pub(super) pods: Mutex<HashMap<MapData, u64, PodEntry>>,
+    pub(super) api_servers: Mutex<HashMap<MapData, Endpoint, u32>>,
+    pub(super) flows: Mutex<HashMap<MapData, FlowKey, FlowRecord>>,
+    pub(super) heartbeat: Mutex<Array<MapData, Heartbeat>>,
+    pub(super) counters: PerCpuArray<MapData, u64>,
+    pub(super) max_age: Duration,
+    /// Claimed for as long as this agent is the one that writes the maps.
+    pub(super) pins: Pins,
+}
+
+impl fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kernel")
+            .field("pins", &self.pins)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A connection as the kernel recorded it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Flow {
+    /// The pod that dialled.
+    pub cgroup_id: CgroupId,
+    /// The enrolment of that pod at the time.
+    pub enrolment: u64,
+    /// What it dialled.
+    pub original_dst: OriginalDst,
+    /// How long ago.
+    pub age: Duration,
+}
+
+impl Flow {
+    /// Too old to be what it seems: its connection would have been accepted long ago.
+    #[must_use]
+    pub fn is_stale(&self) -> bool {
+        self.age > Duration::from_nanos(FLOW_LIFETIME_NS)
+    }
+
+    fn from_record(record: &FlowRecord, now_ns: u64) -> Self {
+        Self {
+            cgroup_id: CgroupId(record.cgroup_id),
+            enrolment: record.enrolment,
+            original_dst: OriginalDst(record.original.into()),
+            age: Duration::from_nanos(now_ns.saturating_sub(record.boot_ns)),
+        }
+    }
+}
+
+/// A poisoned lock guards a map handle, which has no state that a panic could have left half-done.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Removing what isn't there is no error: sockets close at any time.
+fn ignore_absent(result: Result<(), aya::maps::MapError>) -> Result<bool, aya::maps::MapError> {
+    match result {
+        Ok(()) => Ok(true),
+        Err(aya::maps::MapError::KeyNotFound) => Ok(false),
+        Err(aya::maps::MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => {
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+impl Kernel {
+    /// Tags a pod, or replaces its entry.
+    ///
+    /// # Errors
+    /// Where the map can't be written, being full for one.
+    pub fn set_pod(&self, pod: CgroupId, entry: &PodEntry) -> Result<(), MapError> {
+        lock(&self.pods)
+            .insert(pod.0, entry, 0)
+            .map_err(MapError::of(map::PODS))
+    }
+
+    /// Unties a pod: its connects go straight through from now on.
+    ///
+    /// # Errors
+    /// Where the map can't be written.
+    pub fn remove_pod(&self, pod: CgroupId) -> Result<(), MapError> {
+        ignore_absent(lock(&self.pods).remove(&pod.0))
+            .map(drop)
+            .map_err(MapError::of(map::PODS))
+    }
+
+    /// The tagged pods, as the kernel has them.
+    ///
+    /// # Errors
+    /// Where the map can't be read.
+    pub fn pods(&self) -> Result<Vec<(CgroupId, PodEntry)>, MapError> {
+        lock(&self.pods)
+            .iter()
+            .map(|item| item.map(|(id, entry)| (CgroupId(id), entry)))
+            .collect::<Result<_, _>>()
+            .map_err(MapError::of(map::PODS))
+    }
+
+    /// Leaves every tagged pod without a listener, so that its connects are refused.
+    pub(super) fn silence_pods(&self) -> Result<(), MapError> {
+        for (id, entry) in self.pods()? {
+            self.set_pod(id, &PodEntry::without_listener(entry.enrolment))?;
+        }
+        Ok(())
+    }
+
+    /// Says which addresses are the API server's. What is new comes first: no address goes missing on the way.
+    ///
+    /// # Errors
+    /// Where the map can't be read or written, being full for one.
+    pub fn set_api_servers(&self, addresses: &BTreeSet<SocketAddr>) -> Result<(), MapError> {
+        let wanted: Vec<Endpoint> = addresses.iter().map(|address| Endpoint::from(*address)).collect();
+        let mut servers = lock(&self.api_servers);
+        let mut write = || -> Result<(), aya::maps::MapError> {
+            for endpoint in &wanted {
+                servers.insert(endpoint, 1, 0)?;
+            }
+            let present = servers.keys().collect::<Result<Vec<_>, _>>()?;
+            for endpoint in present.iter().filter(|endpoint| !wanted.contains(endpoint)) {
+                ignore_absent(servers.remove(endpoint))?;
+            }
+            Ok(())
+        };
+        write().map_err(MapError::of(map::API_SERVERS))
+    }
+
+    /// A sign of life. To be given a few times in each [`Options::heartbeat_max_age`](super::Options).
+    ///
+    /// # Errors
+    /// Where the map can't be written.
+    pub fn beat(&self) -> Result<(), MapError> {
+        self.write_heartbeat(boot_ns())
+    }
+
+    /// Withdraws the sign of life: connects of tagged pods are refused at once.
+    ///
+    /// # Errors
+    /// Where the map can't be written.
+    pub fn rest(&self) -> Result<(), MapError> {
+        self.write_heartbeat(0)
+    }
+
+    fn write_heartbeat(&self, boot_ns: u64) -> Result<(), MapError> {
+        let max_age_ns = u64::try_from(self.max_age.as_nanos()).unwrap_or(u64::MAX);
+        let beat = Heartbeat {
+            boot_ns,
+            max_age_ns,
+            layout: LAYOUT_VERSION,
+            reserved: 0,
+        };
+        lock(&self.heartbeat)
+            .set(0, beat, 0)
+            .map_err(MapError::of(map::HEARTBEAT))
+    }
+
+    /// Takes the record of a connection that a listener has accepted. A second taking finds none.
+    ///
+    /// # Errors
+    /// Where the map can't be read or written.
+    pub fn take_flow(
+        &self,
+        netns: NetnsCookie,
+        client: ClientAddr,
+        listener_port: u16,
+    ) -> Result<Option<Flow>, MapError> {
+        let key = FlowKey::new(netns.0, client.0.into(), listener_port);
+        // Looked up and removed under one lock, and only the agent takes records.
+        let mut flows = lock(&self.flows);
+        let record = match flows.get(&key, 0) {
+            Ok(record) => record,
+            Err(aya::maps::MapError::KeyNotFound) => return Ok(None),
+            Err(error) => return Err(MapError::of(map::FLOWS)(error)),
+        };
+        ignore_absent(flows.remove(&key)).map_err(MapError::of(map::FLOWS))?;
+        Ok(Some(Flow::from_record(&record, boot_ns())))
+    }
+
+    /// How many connections are on their way to a listener.
+    ///
+    /// # Errors
+    /// Where the map can't be read.
+    pub fn flow_count(&self) -> Result<usize, MapError> {
+        let flows = lock(&self.flows);
+        flows
+            .keys()
+            .try_fold(0, |count, key| key.map(|_| count + 1))
+            .map_err(MapError::of(map::FLOWS))
+    }
+
+    /// Removes records that nobody will take any more: those of sockets whose close the programs don't see.
+    ///
+    /// # Errors
+    /// Where the map can't be read or written.
+    pub fn sweep_flows(&self) -> Result<usize, MapError> {
+        let now_ns = boot_ns();
+        // Sockets come and go while the keys are walked, and a walk may start over when its key is gone: it has an
+        // end nevertheless. The lock isn't held longer than a key takes, for listeners wait for it.
+        let keys: Vec<FlowKey> = lock(&self.flows)
+            .keys()
+            .filter_map(Result::ok)
+            .take(SWEEP_LIMIT)
+            .collect();
+        let mut swept = 0;
+        for key in keys {
+            let mut flows = lock(&self.flows);
+            let stale = flows
+                .get(&key, 0)
+                .is_ok_and(|record| Flow::from_record(&record, now_ns).is_stale());
+            if stale && ignore_absent(flows.remove(&key)).map_err(MapError::of(map::FLOWS))? {
+                swept += 1;
+            }
+        }
+        if swept > 0 {
+            warn!(swept, "flow records that no listener took were removed");
+        }
+        Ok(swept)
+    }
+
+    /// The programs' counters.
+    ///
+    /// # Errors
+    /// Where the map can't be read.
+    pub fn counters(&self) -> Result<Counters, MapError> {
+        Counters::from_fn(|counter| self.counters.get(&counter.index(), 0).map(|cpus| cpus.iter().sum()))
+            .map_err(MapError::of(map::COUNTERS))
+    }
+}

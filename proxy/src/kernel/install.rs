@@ -1,0 +1,181 @@
+//! Start-up: from nothing, or from what an earlier agent left, to programs in force, without a window in which a
+//! tagged pod's connect goes straight through.
+
+use std::{
+    os::fd::{AsFd as _, BorrowedFd},
+    path::PathBuf,
+    sync::Mutex,
+    time::Duration,
+};
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    maps::{Array, HashMap, Map, MapData, PerCpuArray},
+    programs::{Program, ProgramError},
+};
+use understudy_common::{LAYOUT_VERSION, PROGRAMS, map};
+
+use super::{
+    Kernel, MapError, OBJECT, PinError,
+    cgroup::CgroupRoot,
+    link::{self, attach_type},
+    log, memlock,
+    pins::{self, Pins},
+};
+
+/// Where and how the kernel side is installed.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// A directory on a bpffs, for this agent alone.
+    pub pin_dir: PathBuf,
+    /// How long after the last [`Kernel::beat`] tagged pods' connects are still redirected.
+    pub heartbeat_max_age: Duration,
+    /// How many connections may be on their way to a listener at one time, over all pods. Decided when the maps
+    /// are made; those of an earlier agent keep their size.
+    pub flow_capacity: Option<u32>,
+}
+
+impl Options {
+    /// With the usual heartbeat and capacity.
+    #[must_use]
+    pub fn new(pin_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            pin_dir: pin_dir.into(),
+            heartbeat_max_age: Duration::from_secs(1),
+            flow_capacity: None,
+        }
+    }
+}
+
+/// Why the kernel side can't be installed.
+#[derive(Debug, thiserror::Error)]
+pub enum InstallError {
+    /// The pin directory.
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    /// The object as a whole.
+    #[error("the kernel programs can't be loaded: {0}")]
+    Object(#[from] EbpfError),
+    /// The object isn't what this agent was built for.
+    #[error("the embedded object has no {0}: it belongs to another version of the agent")]
+    Missing(&'static str),
+    /// A program that the verifier or the kernel refuses.
+    #[error("the kernel refuses the program {name}: {source}")]
+    Program {
+        /// The program.
+        name: &'static str,
+        /// What the kernel says.
+        source: ProgramError,
+    },
+    /// A program that can't be attached.
+    #[error("the program {name} can't be attached to the cgroup root: {source}")]
+    Attach {
+        /// The program.
+        name: &'static str,
+        /// What the kernel says.
+        source: std::io::Error,
+    },
+    /// A map that can't be used.
+    #[error(transparent)]
+    Map(#[from] MapError),
+}
+
+impl Kernel {
+    /// Loads the programs and puts them in force at the root of the pods' cgroup tree, in place of an earlier
+    /// agent's if there are any.
+    ///
+    /// Pods that an earlier agent tagged stay tagged, without a listener: their connects are refused until
+    /// [`set_pod`](Self::set_pod) gives them one. The heartbeat hasn't begun.
+    ///
+    /// # Errors
+    /// Names what is missing or refused. What was in force before stays so.
+    pub fn install(root: &CgroupRoot, options: &Options) -> Result<Self, InstallError> {
+        let pins = Pins::claim(&options.pin_dir)?;
+        pins.check_maps()?;
+        memlock::raise();
+        let mut object = load(&pins, options)?;
+        for name in PROGRAMS {
+            load_program(&mut object, name)?;
+        }
+        log::follow(&mut object);
+        let kernel = take_maps(&mut object, pins, options)?;
+
+        // From here on a tagged pod is refused, whichever agent's programs see it; and stays so until it has a
+        // listener of this agent and this agent's heartbeat.
+        kernel.rest()?;
+        kernel.silence_pods()?;
+        for name in PROGRAMS {
+            let hook = attach_type(name).ok_or(InstallError::Missing(name))?;
+            link::put_in_force(&kernel.pins, root, name, program_fd(&object, name)?, hook)
+                .map_err(|source| InstallError::Attach { name, source })?;
+        }
+        Ok(kernel)
+    }
+}
+
+fn load(pins: &Pins, options: &Options) -> Result<Ebpf, EbpfError> {
+    let paths: Vec<_> = pins::maps().map(|name| (name, pins.path(name))).collect();
+    let mut loader = EbpfLoader::new();
+    for (name, path) in &paths {
+        loader.map_pin_path(name, path.as_path());
+    }
+    if let Some(capacity) = options.flow_capacity {
+        loader.map_max_entries(map::FLOWS, capacity);
+    }
+    loader.load(OBJECT)
+}
+
+/// The object with maps of its own that go with it: for finding out what the kernel takes.
+pub(super) fn load_unpinned() -> Result<Ebpf, EbpfError> {
+    memlock::raise();
+    EbpfLoader::new().load(OBJECT)
+}
+
+pub(super) fn load_program(object: &mut Ebpf, name: &'static str) -> Result<(), InstallError> {
+    let program = object.program_mut(name).ok_or(InstallError::Missing(name))?;
+    match program {
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
+        Program::SockOps(program) => program.load(),
+        _ => return Err(InstallError::Missing(name)),
+    }
+    .map_err(|source| InstallError::Program { name, source })
+}
+
+pub(super) fn program_fd<'a>(object: &'a Ebpf, name: &'static str) -> Result<BorrowedFd<'a>, InstallError> {
+    let program = object.program(name).ok_or(InstallError::Missing(name))?;
+    let fd = program.fd().map_err(|source| InstallError::Program { name, source })?;
+    Ok(fd.as_fd())
+}
+
+fn take_maps(object: &mut Ebpf, pins: Pins, options: &Options) -> Result<Kernel, InstallError> {
+    let heartbeat = Array::try_from(take(object, map::HEARTBEAT)?).map_err(MapError::of(map::HEARTBEAT))?;
+    check_layout(&heartbeat, &pins)?;
+    Ok(Kernel {
+        pods: Mutex::new(HashMap::try_from(take(object, map::PODS)?).map_err(MapError::of(map::PODS))?),
+        api_servers: Mutex::new(
+            HashMap::try_from(take(object, map::API_SERVERS)?).map_err(MapError::of(map::API_SERVERS))?,
+        ),
+        flows: Mutex::new(HashMap::try_from(take(object, map::FLOWS)?).map_err(MapError::of(map::FLOWS))?),
+        heartbeat: Mutex::new(heartbeat),
+        counters: PerCpuArray::try_from(take(object, map::COUNTERS)?).map_err(MapError::of(map::COUNTERS))?,
+        max_age: options.heartbeat_max_age,
+        pins,
+    })
+}
+
+fn take(object: &mut Ebpf, name: &'static str) -> Result<Map, InstallError> {
+    object.take_map(name).ok_or(InstallError::Missing(name))
+}
+
+/// The sizes may agree and their meaning still differ.
+fn check_layout(heartbeat: &Array<MapData, understudy_common::Heartbeat>, pins: &Pins) -> Result<(), InstallError> {
+    let found = heartbeat.get(&0, 0).map_err(MapError::of(map::HEARTBEAT))?.layout;
+    if found == 0 || found == LAYOUT_VERSION {
+        return Ok(());
+    }
+    let text = |version: u32| format!("layout version {version}");
+    Err(pins
+        .other_layout(map::HEARTBEAT, text(found), text(LAYOUT_VERSION))
+        .into())
+}

@@ -1,0 +1,13 @@
+//! Understudy: a transparent proxy for the Kubernetes API server that lends a pod an identity for a session.
+//!
+//! The modules stand in the order that a connection passes them. `ARCHITECTURE.md` draws the whole.
+
+#![deny(unsafe_code)]
+
+// What everything stands on.
+pub mod pod;
+
+// A pod's connect, in the kernel, and the listener that it is turned to.
+pub mod kernel;
+
+pub mod enrol;

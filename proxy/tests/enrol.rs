@@ -1,0 +1,378 @@
+//! Enrolment for real: from pods that are wanted to connections whose pod is known, while processes and cgroups come
+//! and go.
+#![allow(clippy::unwrap_used, reason = "a test's helpers panic as tests do")]
+
+mod node;
+
+use std::{fs, future::Future, sync::Arc, time::Duration};
+
+use nix::libc::EPERM;
+use node::{API_MAPPED, API_V4, API_V6, Dialler, Node, remove_cgroups};
+use tokio::{
+    sync::{mpsc, watch},
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+use understudy::{
+    enrol::{self, Enrolment, Leftovers, PodState, Refusal},
+    kernel::Kernel,
+    pod::{Inbound, WantedPod},
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn wanted(cgroup: &str, session: &str) -> WantedPod {
+    WantedPod {
+        cgroup: cgroup.into(),
+        name: cgroup.into(),
+        session: session.parse().unwrap(),
+    }
+}
+
+/// An agent's enrolment, running.
+struct Agent {
+    kernel: Arc<Kernel>,
+    wanted: watch::Sender<Arc<[WantedPod]>>,
+    inbound: mpsc::Receiver<Inbound>,
+    enrolment: Enrolment,
+    shutdown: CancellationToken,
+}
+
+impl Agent {
+    fn start(node: &Node, pods: &[WantedPod]) -> Self {
+        Self::start_with(node, pods, Leftovers::Untag)
+    }
+
+    fn start_with(node: &Node, pods: &[WantedPod], leftovers: Leftovers) -> Self {
+        let kernel = Kernel::install(&node.root(), &node.options()).unwrap();
+        kernel.set_api_servers(&node::api_servers()).unwrap();
+        let kernel = Arc::new(kernel);
+        let (wanted, receiver) = watch::channel(Arc::from(pods));
+        let (sender, inbound) = mpsc::channel(4);
+        let shutdown = CancellationToken::new();
+        let enrolment = enrol::start(
+            Arc::clone(&kernel),
+            node.root(),
+            receiver,
+            leftovers,
+            sender,
+            shutdown.clone(),
+        );
+        Self {
+            kernel,
+            wanted,
+            inbound,
+            enrolment,
+            shutdown,
+        }
+    }
+
+    /// Waits until a pod is in a state.
+    async fn until(&mut self, pod: &str, holds: impl Fn(&PodState) -> bool) {
+        let reached = self
+            .enrolment
+            .pods
+            .wait_for(|pods| pods.iter().any(|status| &*status.name == pod && holds(&status.state)));
+        patiently(reached).await.unwrap();
+    }
+
+    async fn until_enrolled(&mut self, pod: &str) {
+        self.until(pod, |state| matches!(state, PodState::Enrolled(_))).await;
+    }
+
+    async fn next(&mut self) -> Inbound {
+        patiently(self.inbound.recv()).await.unwrap()
+    }
+
+    async fn stop(self) {
+        self.shutdown.cancel();
+        patiently(self.enrolment.task).await.unwrap();
+    }
+}
+
+async fn patiently<F: Future>(future: F) -> F::Output {
+    timeout(PATIENCE, future)
+        .await
+        .unwrap_or_else(|_| panic!("in vain waited"))
+}
+
+/// Dials from an async test: the process answers when the kernel does.
+fn dial(process: &mut Dialler, name: &str, address: &str) -> Result<node::Ends, i32> {
+    tokio::task::block_in_place(|| process.dial(name, address))
+}
+
+/// Dials until it isn't refused: what was asked for takes a moment.
+async fn dial_when_possible(process: &mut Dialler) {
+    patiently(async {
+        while dial(process, "a", API_V4) == Err(EPERM) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_arrive_with_their_pod() {
+    let node = Node::new();
+    let mut process = node.pod("pod");
+    let mut agent = Agent::start(&node, &[wanted("pod", "prod/viewer")]);
+    agent.until_enrolled("pod").await;
+    for (address, original) in [(API_V4, API_V4), (API_V6, API_V6), (API_MAPPED, API_V4)] {
+        let ends = dial(&mut process, "a", address).unwrap();
+        assert_eq!(ends.peer, address.parse().unwrap());
+        let inbound = agent.next().await;
+        assert_eq!(inbound.original_dst.0, original.parse().unwrap());
+        assert_eq!(inbound.client.0.port(), ends.local.port());
+        assert_eq!(inbound.client.0.ip(), ends.local.ip().to_canonical());
+        assert_eq!(inbound.pod.wanted, wanted("pod", "prod/viewer"));
+        assert_eq!(inbound.pod.cgroup_id, node.cgroup("pod"));
+        assert!(!inbound.pod.gone.is_cancelled());
+        assert!(inbound.stream.nodelay().unwrap());
+    }
+    assert_eq!(agent.kernel.flow_count().unwrap(), 0);
+    assert_eq!(process.served(), 0, "the API server was reached");
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_dials_a_listener_directly_is_refused() {
+    let node = Node::new();
+    let mut process = node.pod("pod");
+    let mut beside = node.neighbour("untagged", &process);
+    let mut agent = Agent::start(&node, &[wanted("pod", "a/b")]);
+    agent.until_enrolled("pod").await;
+    let entry = agent.kernel.pods().unwrap()[0].1;
+    for dialler in [&mut process, &mut beside] {
+        for direct in [format!("127.0.0.1:{}", entry.port4), format!("[::1]:{}", entry.port6)] {
+            dial(dialler, "a", &direct).unwrap();
+            assert_eq!(
+                tokio::task::block_in_place(|| dialler.read("a")),
+                "",
+                "closed, nothing said"
+            );
+        }
+    }
+    assert_eq!(agent.enrolment.refusals.of(Refusal::NoRecord), 4);
+    assert!(agent.inbound.is_empty());
+    agent.stop().await;
+}
+
+/// Two pods of one namespace, as host-network pods are.
+#[tokio::test(flavor = "multi_thread")]
+async fn neighbours_in_one_namespace_are_told_apart() {
+    let node = Node::new();
+    let mut one = node.pod("one");
+    let mut two = node.neighbour("two", &one);
+    let mut agent = Agent::start(&node, &[wanted("one", "a/one"), wanted("two", "a/two")]);
+    agent.until_enrolled("one").await;
+    agent.until_enrolled("two").await;
+    dial(&mut one, "a", API_V4).unwrap();
+    assert_eq!(agent.next().await.pod.wanted.session.name(), "one");
+    dial(&mut two, "a", API_V4).unwrap();
+    assert_eq!(agent.next().await.pod.wanted.session.name(), "two");
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_is_refused_until_it_is_enrolled() {
+    let node = Node::new();
+    let id = node.cgroup("pod");
+    let mut agent = Agent::start(&node, &[wanted("pod", "a/b"), wanted("later/pod", "a/b")]);
+    agent.until("pod", |state| *state == PodState::Waiting(id)).await;
+    agent.until("later/pod", |state| *state == PodState::Absent).await;
+
+    let mut process = node.pod("pod");
+    agent.until_enrolled("pod").await;
+    // Whatever the settling does: at the end the pod's own namespace is the enrolled one.
+    dial_when_possible(&mut process).await;
+    assert_eq!(agent.next().await.pod.cgroup_id, id);
+    assert_eq!(process.served(), 0, "the API server was reached");
+
+    let mut later = node.pod("later/pod");
+    agent.until_enrolled("later/pod").await;
+    dial_when_possible(&mut later).await;
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_starts_again_is_enrolled_anew() {
+    let node = Node::new();
+    let mut process = node.pod("pod");
+    let mut agent = Agent::start(&node, &[wanted("pod", "a/b")]);
+    agent.until_enrolled("pod").await;
+    dial(&mut process, "a", API_V4).unwrap();
+    let before = agent.next().await;
+
+    // All processes end: the connections go, the tag stays.
+    drop(process);
+    agent.until("pod", |state| matches!(state, PodState::Waiting(_))).await;
+    patiently(before.pod.gone.cancelled()).await;
+    let mut process = node.pod("pod");
+    agent.until_enrolled("pod").await;
+    dial_when_possible(&mut process).await;
+    assert!(!agent.next().await.pod.gone.is_cancelled());
+
+    // The cgroup itself goes: nothing stays.
+    drop(process);
+    remove_cgroups(&node.path("pod"));
+    agent.until("pod", |state| *state == PodState::Absent).await;
+    assert_eq!(agent.kernel.pods().unwrap(), []);
+    let _process = node.pod("pod");
+    agent.until_enrolled("pod").await;
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_changes_session_and_is_let_go() {
+    let node = Node::new();
+    let mut process = node.pod("pod");
+    let mut agent = Agent::start(&node, &[wanted("pod", "a/first")]);
+    agent.until_enrolled("pod").await;
+    dial(&mut process, "a", API_V4).unwrap();
+    let first = agent.next().await;
+
+    agent.wanted.send_replace(Arc::from([wanted("pod", "a/second")]));
+    patiently(first.pod.gone.cancelled()).await;
+    let moved = |pods: &Arc<[enrol::PodStatus]>| {
+        pods.iter()
+            .any(|pod| pod.session.name() == "second" && matches!(pod.state, PodState::Enrolled(_)))
+    };
+    patiently(agent.enrolment.pods.wait_for(moved)).await.unwrap();
+    dial(&mut process, "b", API_V4).unwrap();
+    let second = agent.next().await;
+    assert_eq!(second.pod.wanted.session.name(), "second");
+    assert_eq!(process.served(), 0, "the API server was reached");
+
+    agent.wanted.send_replace(Arc::from([]));
+    patiently(second.pod.gone.cancelled()).await;
+    dial_when_possible(&mut process).await;
+    node::eventually("the API server is reached", || process.served() == 1);
+    assert_eq!(agent.kernel.pods().unwrap(), []);
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_source_may_end() {
+    let node = Node::new();
+    let mut process = node.pod("pod");
+    let mut agent = Agent::start(&node, &[wanted("pod", "a/b")]);
+    agent.until_enrolled("pod").await;
+    agent.wanted = watch::channel(Arc::from([])).0;
+    dial(&mut process, "a", API_V4).unwrap();
+    assert_eq!(agent.next().await.pod.wanted, wanted("pod", "a/b"));
+    agent.stop().await;
+}
+
+/// Invariants 1 and 6: a drained agent's pods are refused, and the next agent has them at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_stops_and_another_starts() {
+    let node = Node::new();
+    let mut process = node.pod("pod");
+    let mut leftover = node.pod("leftover");
+    let mut agent = Agent::start(&node, &[wanted("pod", "a/b"), wanted("leftover", "a/b")]);
+    agent.until_enrolled("pod").await;
+    agent.until_enrolled("leftover").await;
+    dial(&mut process, "a", API_V4).unwrap();
+    let open = agent.next().await;
+    agent.stop().await;
+    assert!(!open.pod.gone.is_cancelled(), "open connections are for others to end");
+    assert_eq!(dial(&mut process, "b", API_V4), Err(EPERM));
+
+    let mut agent = Agent::start(&node, &[wanted("pod", "a/b")]);
+    agent.until_enrolled("pod").await;
+    dial(&mut process, "c", API_V4).unwrap();
+    assert_eq!(agent.next().await.original_dst.0, API_V4.parse().unwrap());
+    assert_eq!(process.served(), 0, "the API server was reached");
+    // Nobody wants it any more.
+    dial(&mut leftover, "a", API_V4).unwrap();
+    node::eventually("the API server is reached", || leftover.served() == 1);
+    agent.stop().await;
+}
+
+/// Invariant 1: what isn't known for sure to be unwanted stays refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn leftovers_may_be_refused() {
+    let node = Node::new();
+    let mut process = node.pod("pod");
+    let mut agent = Agent::start(&node, &[wanted("pod", "a/b")]);
+    agent.until_enrolled("pod").await;
+    agent.stop().await;
+
+    let mut agent = Agent::start_with(&node, &[wanted("other", "a/b")], Leftovers::Refuse);
+    agent.until("other", |state| *state == PodState::Absent).await;
+    assert_eq!(dial(&mut process, "a", API_V4), Err(EPERM));
+    assert_eq!(process.served(), 0, "the API server was reached");
+    // Named after all.
+    agent.wanted.send_replace(Arc::from([wanted("pod", "a/b")]));
+    agent.until_enrolled("pod").await;
+    dial(&mut process, "b", API_V4).unwrap();
+    agent.next().await;
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_enrolled_says_so() {
+    let node = Node::new();
+    fs::create_dir_all(node.path("real")).unwrap();
+    let mut agent = Agent::start(&node, &[wanted("../outside", "a/b"), wanted("real", "a/b")]);
+    agent
+        .until(
+            "../outside",
+            |state| matches!(state, PodState::Failed(text) if text.contains("relative")),
+        )
+        .await;
+    agent.until("real", |state| matches!(state, PodState::Waiting(_))).await;
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namespace_without_ipv6_has_its_ipv4() {
+    let node = Node::new();
+    let mut process = node.pod("pod");
+    process.ask("no-ipv6");
+    let mut agent = Agent::start(&node, &[wanted("pod", "a/b")]);
+    agent.until_enrolled("pod").await;
+    assert_eq!(agent.kernel.pods().unwrap()[0].1.port6, 0);
+    dial(&mut process, "a", API_V4).unwrap();
+    agent.next().await;
+    assert_eq!(dial(&mut process, "b", API_V6), Err(EPERM));
+    agent.stop().await;
+}
+
+/// With many pods, each is enrolled within the time that one may wait for a new connection.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_pods_are_enrolled_quickly() {
+    const PODS: usize = 250;
+    let node = Node::new();
+    // One process in each, all in one namespace: it is the cgroups that are many.
+    let first = node.pod("pods/0");
+    let pods: Vec<WantedPod> = (0..PODS).map(|pod| wanted(&format!("pods/{pod}"), "a/b")).collect();
+    let mut sleepers = Vec::new();
+    for pod in &pods[1..] {
+        let path = node.path(pod.cgroup.to_str().unwrap());
+        fs::create_dir_all(&path).unwrap();
+        let child = std::process::Command::new("nsenter")
+            .args([&format!("--net=/proc/{}/ns/net", first.pid()), "sleep", "600"])
+            .spawn()
+            .unwrap();
+        fs::write(path.join("cgroup.procs"), child.id().to_string()).unwrap();
+        sleepers.push(Sleeper(child));
+    }
+    let started = std::time::Instant::now();
+    let mut agent = Agent::start(&node, &pods);
+    let all = |pods: &Arc<[enrol::PodStatus]>| {
+        pods.len() == PODS && pods.iter().all(|pod| matches!(pod.state, PodState::Enrolled(_)))
+    };
+    patiently(agent.enrolment.pods.wait_for(all)).await.unwrap();
+    println!("{PODS} pods in {:?}", started.elapsed());
+    agent.stop().await;
+}
+
+struct Sleeper(std::process::Child);
+
+impl Drop for Sleeper {
+    fn drop(&mut self) {
+        let _ended = self.0.kill();
+        let _status = self.0.wait();
+    }
+}

@@ -1,0 +1,194 @@
+//! The process in a pod: the test's own executable, started again. It reads commands and answers each with a line.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    io::{self, BufRead as _, Read as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::fd::AsRawFd as _,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    thread,
+};
+
+use nix::libc;
+use socket2::{Domain, Protocol, Socket, Type};
+
+pub(super) const MARK: &str = "UNDERSTUDY_TEST_DIALLER";
+pub(super) const ANSWER: &str = "@@ ";
+
+#[test]
+#[ignore = "not a test: what the tests start in their pods"]
+fn dialler_process() {
+    if std::env::var_os(MARK).is_none() {
+        return;
+    }
+    let mut dialler = Process::default();
+    for line in io::stdin().lock().lines() {
+        let line = line.unwrap();
+        let words: Vec<&str> = line.split(' ').collect();
+        println!("{ANSWER}{}", dialler.obey(&words));
+    }
+}
+
+#[derive(Default)]
+struct Process {
+    sockets: HashMap<String, Socket>,
+    served: Arc<AtomicU32>,
+}
+
+impl Process {
+    fn obey(&mut self, words: &[&str]) -> String {
+        match *words {
+            ["hello"] => "ok".to_owned(),
+            ["set-up"] => {
+                self.set_up();
+                "ok".to_owned()
+            }
+            ["no-ipv6"] => {
+                // Of addresses the loopback's too, while sockets of the family can still be had.
+                std::fs::write("/proc/sys/net/ipv6/conf/lo/disable_ipv6", "1").unwrap();
+                "ok".to_owned()
+            }
+            ["dial", name, address] => self.dial(name, address.parse().unwrap(), Protocol::TCP),
+            ["dial-from", name, from, address] => {
+                let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
+                socket.bind(&from.parse::<SocketAddr>().unwrap().into()).unwrap();
+                let done = connect(&socket, address.parse().unwrap()).and_then(|()| ends(&socket));
+                self.sockets.insert(name.to_owned(), socket);
+                answer(done)
+            }
+            ["fast-open", name, address] => {
+                let address: SocketAddr = address.parse().unwrap();
+                let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)).unwrap();
+                let sent = socket.send_to_with_flags(b"hello", &address.into(), libc::MSG_FASTOPEN);
+                let done = sent.and_then(|_| ends(&socket));
+                self.sockets.insert(name.to_owned(), socket);
+                answer(done)
+            }
+            ["mptcp", name, address] => self.dial(name, address.parse().unwrap(), Protocol::MPTCP),
+            ["redial", name, address] => {
+                let socket = &self.sockets[name];
+                disconnect(socket);
+                answer(connect(socket, address.parse().unwrap()).and_then(|()| ends(socket)))
+            }
+            ["ends", name] => answer(ends(&self.sockets[name])),
+            ["close", name] => {
+                self.sockets.remove(name).unwrap();
+                "ok".to_owned()
+            }
+            ["churn", address, times] => {
+                let address: SocketAddr = address.parse().unwrap();
+                let times: u32 = times.parse().unwrap();
+                (0..times)
+                    .filter(|_| TcpStream::connect(address).is_ok())
+                    .count()
+                    .to_string()
+            }
+            ["listen", address] => {
+                let listener = TcpListener::bind(address).unwrap();
+                let port = listener.local_addr().unwrap().port();
+                // Accepts, so that its queue doesn't fill; and holds on to the last few, so that none is reset.
+                thread::spawn(move || {
+                    let mut open = VecDeque::new();
+                    for stream in listener.incoming() {
+                        open.push_back(stream);
+                        if open.len() > 100 {
+                            open.pop_front();
+                        }
+                    }
+                });
+                port.to_string()
+            }
+            ["read", name] => {
+                let mut text = String::new();
+                match (&self.sockets[name]).read_to_string(&mut text) {
+                    Ok(_) => text,
+                    Err(error) => error.kind().to_string(),
+                }
+            }
+            ["served"] => self.served.load(Ordering::SeqCst).to_string(),
+            ["cookie"] => cookie(&TcpListener::bind("127.0.0.1:0").unwrap()).to_string(),
+            _ => panic!("{words:?}"),
+        }
+    }
+
+    /// The loopback interface, the API server's addresses on it, and something that answers there.
+    fn set_up(&self) {
+        for arguments in [
+            "link set lo up",
+            "addr add 10.96.0.1/32 dev lo",
+            "addr add 10.96.0.2/32 dev lo",
+            "-6 addr add fd00:96::1/128 dev lo nodad",
+        ] {
+            let status = Command::new("ip").args(arguments.split(' ')).status().unwrap();
+            assert!(status.success(), "ip {arguments}");
+        }
+        for address in [super::API_V4, super::API_V6, super::OTHER_V4] {
+            let listener = TcpListener::bind(address).unwrap();
+            let served = Arc::clone(&self.served);
+            thread::spawn(move || {
+                let mut open = Vec::new();
+                for stream in listener.incoming().flatten() {
+                    served.fetch_add(1, Ordering::SeqCst);
+                    open.push(stream);
+                }
+            });
+        }
+    }
+
+    fn dial(&mut self, name: &str, address: SocketAddr, protocol: Protocol) -> String {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(protocol)).unwrap();
+        let done = connect(&socket, address).and_then(|()| ends(&socket));
+        // Kept even where the connect failed: what matters may come after.
+        self.sockets.insert(name.to_owned(), socket);
+        answer(done)
+    }
+}
+
+fn connect(socket: &Socket, address: SocketAddr) -> io::Result<()> {
+    socket.connect(&address.into())
+}
+
+fn ends(socket: &Socket) -> io::Result<(SocketAddr, SocketAddr)> {
+    let internet = |address: socket2::SockAddr| address.as_socket().ok_or(io::Error::from(io::ErrorKind::InvalidData));
+    Ok((internet(socket.local_addr()?)?, internet(socket.peer_addr()?)?))
+}
+
+fn answer(done: io::Result<(SocketAddr, SocketAddr)>) -> String {
+    match done {
+        Ok((local, peer)) => format!("ok {local} {peer}"),
+        Err(error) => format!("err {}", error.raw_os_error().unwrap_or(0)),
+    }
+}
+
+/// `connect()` to no address: the socket may then dial again.
+fn disconnect(socket: &Socket) {
+    let nowhere = libc::sockaddr {
+        sa_family: 0,
+        sa_data: [0; 14],
+    };
+    let length = libc::socklen_t::try_from(size_of_val(&nowhere)).unwrap();
+    // SAFETY: the address is a whole sockaddr, of the length given.
+    let result = unsafe { libc::connect(socket.as_raw_fd(), &raw const nowhere, length) };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+}
+
+fn cookie(listener: &TcpListener) -> u64 {
+    let mut cookie = 0_u64;
+    let mut length = libc::socklen_t::try_from(size_of_val(&cookie)).unwrap();
+    // SAFETY: SO_NETNS_COOKIE (71) is a u64, for which there is room.
+    let result = unsafe {
+        libc::getsockopt(
+            listener.as_raw_fd(),
+            libc::SOL_SOCKET,
+            71,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+    cookie
+}
