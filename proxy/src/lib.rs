@@ -5,9 +5,26 @@
 #![deny(unsafe_code)]
 
 // What everything stands on.
+pub mod clock;
+pub mod environment;
+pub mod files;
 pub mod pod;
 
 // A pod's connect, in the kernel, and the listener that it is turned to.
 pub mod kernel;
 
 pub mod enrol;
+
+// Why either side trusts the other.
+pub mod trust;
+
+// Sessions, and the credentials that act for them.
+pub mod credentials;
+
+pub mod status;
+
+pub mod audit;
+
+pub mod metrics;
+
+pub mod admin;

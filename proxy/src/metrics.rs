@@ -1,0 +1,299 @@
+//! What is counted, and the registry that `/metrics` is written from. Every label has a bounded set of values: nothing
+//! that a client says becomes one.
+
+mod collect;
+mod labels;
+
+use std::{fmt, time::Duration};
+
+use prometheus_client::{
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
+    registry::Registry,
+};
+
+use self::{
+    collect::Process,
+    labels::{CodeClass, HandshakeLabels, RefusedLabel, ReloadLabels, RequestLabels},
+};
+pub use self::{
+    collect::{register_counts, register_gauge},
+    labels::Followed,
+};
+use crate::status::Refusal;
+
+/// Begins every name of ours.
+const PREFIX: &str = "understudy";
+
+/// The handles to count with. Cheap to clone; all clones count the same.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    requests: Family<RequestLabels, Counter>,
+    durations: Histogram,
+    streams: Gauge,
+    connections: Counter,
+    connections_open: Gauge,
+    handshake_failures: Family<HandshakeLabels, Counter>,
+    reload_failures: Family<ReloadLabels, Counter>,
+    audit_events: Counter,
+    audit_write_failures: Counter,
+    audit_backlog: Gauge,
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy)]
+pub struct Completion<'a> {
+    /// The HTTP method.
+    pub method: &'a str,
+    /// The code it was answered with; zero if the client went away before.
+    pub code: u16,
+    /// Why we answered it ourselves, if so.
+    pub refused: Option<Refusal>,
+    /// From its coming to its end.
+    pub duration: Duration,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// Handles that have counted nothing yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            requests: Family::default(),
+            // A watch is in the last, without an end.
+            durations: Histogram::new([0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 30.0, 60.0]),
+            streams: Gauge::default(),
+            connections: Counter::default(),
+            connections_open: Gauge::default(),
+            handshake_failures: Family::default(),
+            reload_failures: Family::default(),
+            audit_events: Counter::default(),
+            audit_write_failures: Counter::default(),
+            audit_backlog: Gauge::default(),
+        }
+    }
+
+    /// A registry in which all these, the build and the process's own figures are entered.
+    #[must_use]
+    pub fn registry(&self) -> Registry {
+        let metrics = self;
+        let mut whole = Registry::default();
+        // Named by convention, alike in every program.
+        whole.register_collector(Box::new(Process));
+        let registry = whole.sub_registry_with_prefix(PREFIX);
+        let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("build", "The agent's build", build);
+        registry.register(
+            "requests",
+            "Requests answered, by HTTP method, code class and the agent's own refusal",
+            metrics.requests.clone(),
+        );
+        registry.register(
+            "request_duration_seconds",
+            "From a request's coming to the end of its answer, watches and upgrades included",
+            metrics.durations.clone(),
+        );
+        registry.register(
+            "streams",
+            "Requests in flight, watches and upgrades among them",
+            metrics.streams.clone(),
+        );
+        registry.register(
+            "inbound_connections",
+            "Connections accepted from pods",
+            metrics.connections.clone(),
+        );
+        registry.register(
+            "inbound_connections_open",
+            "Connections from pods now",
+            metrics.connections_open.clone(),
+        );
+        registry.register(
+            "tls_handshake_failures",
+            "TLS handshakes with pods that failed, by cause",
+            metrics.handshake_failures.clone(),
+        );
+        registry.register(
+            "reload_failures",
+            "Re-readings of a followed file that failed, the last good content staying in use",
+            metrics.reload_failures.clone(),
+        );
+        registry.register("audit_events", "Audit events written", metrics.audit_events.clone());
+        registry.register(
+            "audit_write_failures",
+            "Attempts to write audit events that failed; they are repeated",
+            metrics.audit_write_failures.clone(),
+        );
+        registry.register(
+            "audit_backlog",
+            "Audit events not yet written; new requests wait while there are too many",
+            metrics.audit_backlog.clone(),
+        );
+        // Exists from the start at zero, so that a rate has something to begin from.
+        for file in [
+            Followed::Token,
+            Followed::Certificate,
+            Followed::UpstreamCa,
+            Followed::Sessions,
+        ] {
+            drop(metrics.reload_failures.get_or_create(&ReloadLabels { file }));
+        }
+        whole
+    }
+
+    /// Counts a request that has ended.
+    pub fn completed(&self, completion: &Completion<'_>) {
+        let labels = RequestLabels {
+            method: completion.method.into(),
+            code: CodeClass(completion.code / 100),
+            refused: RefusedLabel(completion.refused),
+        };
+        self.requests.get_or_create(&labels).inc();
+        self.durations.observe(completion.duration.as_secs_f64());
+    }
+
+    /// Counts a stream until the guard is dropped.
+    #[must_use]
+    pub fn stream(&self) -> OpenStream {
+        OpenStream::new(&self.streams)
+    }
+
+    /// Counts a connection from a pod, as open until the guard is dropped.
+    #[must_use]
+    pub fn connection(&self) -> OpenStream {
+        self.connections.inc();
+        OpenStream::new(&self.connections_open)
+    }
+
+    /// Counts a failed handshake.
+    pub fn handshake_failed(&self, cause: &'static str) {
+        self.handshake_failures.get_or_create(&HandshakeLabels { cause }).inc();
+    }
+
+    /// The counter that whoever follows such a file counts failures in.
+    #[must_use]
+    pub fn reload_failures(&self, file: Followed) -> Counter {
+        self.reload_failures.get_or_create(&ReloadLabels { file }).clone()
+    }
+
+    pub(crate) fn audit_events(&self) -> &Counter {
+        &self.audit_events
+    }
+
+    pub(crate) fn audit_write_failures(&self) -> &Counter {
+        &self.audit_write_failures
+    }
+
+    pub(crate) fn audit_backlog(&self) -> &Gauge {
+        &self.audit_backlog
+    }
+}
+
+/// Something counted as open for as long as it lives.
+#[derive(Debug)]
+pub struct OpenStream(Gauge);
+
+impl OpenStream {
+    fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// The registry as `OpenMetrics` text, for the content type [`OPENMETRICS`].
+///
+/// # Errors
+/// If a collector fails to write itself.
+pub fn text(registry: &Registry) -> Result<String, fmt::Error> {
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, registry)?;
+    Ok(text)
+}
+
+/// The content type of [`text`].
+pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        collect::{open_fds, resident_bytes},
+        *,
+    };
+
+    fn scrape(registry: &Registry) -> String {
+        text(registry).unwrap()
+    }
+
+    #[test]
+    fn what_is_counted_is_shown() {
+        let metrics = Metrics::new();
+        let mut registry = metrics.registry();
+        register_gauge(&mut registry, "sessions", "Sessions known", || Some(3));
+        register_gauge(&mut registry, "unknown", "Left out", || None);
+        register_counts(&mut registry, "kernel_connects", "Connects", "outcome", || {
+            vec![("redirected", 5), ("untouched", 7)]
+        });
+        let completed = |method, code, refused| {
+            metrics.completed(&Completion {
+                method,
+                code,
+                refused,
+                duration: Duration::from_millis(20),
+            });
+        };
+        completed("GET", 200, None);
+        completed("BREW", 403, Some(Refusal::NoSession));
+        completed("GET", 0, None);
+        metrics.handshake_failed("distrusted");
+        metrics.reload_failures(Followed::Token).inc();
+        let stream = metrics.stream();
+        let connection = metrics.connection();
+        drop(connection);
+        let text = scrape(&registry);
+        for line in [
+            r#"understudy_requests_total{method="GET",code="2xx",refused=""} 1"#,
+            r#"understudy_requests_total{method="other",code="4xx",refused="no-session"} 1"#,
+            r#"understudy_tls_handshake_failures_total{cause="distrusted"} 1"#,
+            r#"understudy_requests_total{method="GET",code="none",refused=""} 1"#,
+            r#"understudy_request_duration_seconds_bucket{le="0.025"} 3"#,
+            r#"understudy_reload_failures_total{file="token"} 1"#,
+            r#"understudy_reload_failures_total{file="upstream-ca"} 0"#,
+            "understudy_streams 1",
+            "# TYPE process_open_fds gauge",
+            "understudy_inbound_connections_total 1",
+            "understudy_inbound_connections_open 0",
+            "understudy_sessions 3",
+            r#"understudy_kernel_connects_total{outcome="redirected"} 5"#,
+            r#"understudy_kernel_connects_total{outcome="untouched"} 7"#,
+            concat!(
+                r#"understudy_build_info{version=""#,
+                env!("CARGO_PKG_VERSION"),
+                r#""} 1"#
+            ),
+            "# EOF",
+        ] {
+            assert!(
+                text.lines().any(|found| found == line),
+                "{line} is missing from\n{text}"
+            );
+        }
+        assert!(!text.contains("unknown"), "{text}");
+        drop(stream);
+    }
+
+    #[test]
+    fn the_process_has_memory_and_files() {
+        assert!(resident_bytes().unwrap() > 1 << 20);
+        assert!(open_fds().unwrap() >= 3);
+    }
+}

@@ -1,0 +1,77 @@
+//! The labels, each with a bounded set of values.
+
+use std::fmt::{self, Write};
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+
+use crate::status::Refusal;
+
+/// A kind of file that is followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Followed {
+    /// A bearer token.
+    Token,
+    /// The serving certificate, its key or its CA.
+    Certificate,
+    /// The CA that verifies upstreams.
+    UpstreamCa,
+    /// Session files.
+    Sessions,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct RequestLabels {
+    pub(super) method: MethodLabel,
+    pub(super) code: CodeClass,
+    pub(super) refused: RefusedLabel,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct HandshakeLabels {
+    pub(super) cause: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct ReloadLabels {
+    pub(super) file: Followed,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct MethodLabel(&'static str);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct CodeClass(pub(super) u16);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct RefusedLabel(pub(super) Option<Refusal>);
+
+impl From<&str> for MethodLabel {
+    /// A method that a client made up isn't a label.
+    fn from(method: &str) -> Self {
+        let known = [
+            "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE",
+        ];
+        Self(known.into_iter().find(|known| *known == method).unwrap_or("other"))
+    }
+}
+
+macro_rules! label_value {
+    ($type:ty, $label:ident => $text:expr) => {
+        impl EncodeLabelValue for $type {
+            fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+                let $label = *self;
+                encoder.write_str($text)
+            }
+        }
+    };
+}
+
+label_value!(MethodLabel, label => label.0);
+label_value!(CodeClass, label => match label.0 { 0 => "none", 1 => "1xx", 2 => "2xx", 3 => "3xx", 4 => "4xx", 5 => "5xx", _ => "other" });
+label_value!(RefusedLabel, label => label.0.map_or("", Refusal::as_str));
+label_value!(Followed, label => match label {
+    Followed::Token => "token",
+    Followed::Certificate => "certificate",
+    Followed::UpstreamCa => "upstream-ca",
+    Followed::Sessions => "sessions",
+});

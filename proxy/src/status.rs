@@ -1,0 +1,268 @@
+//! What the agent itself answers: each refusal as a Kubernetes `Status`, so that kubectl prints it and client-go
+//! understands it. The texts are static; a cause, a path or an error of the operating system goes to the log.
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Status, StatusDetails};
+
+/// Seconds after which a client may come back, where waiting can help.
+const RETRY_AFTER: u16 = 1;
+
+/// Why a request isn't answered by the API server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Refusal {
+    /// HTTP without TLS.
+    PlainHttp,
+    /// Not a request that can be understood in one way only.
+    BadRequest,
+    /// The client asks to impersonate.
+    Impersonation,
+    /// The pod's session doesn't exist.
+    NoSession,
+    /// The session's time is over.
+    SessionExpired,
+    /// The session was ended before its time.
+    SessionRevoked,
+    /// The session can't be used as it is declared.
+    SessionInvalid,
+    /// There is no credential to act with at the moment.
+    CredentialUnavailable,
+    /// `CONNECT` or `TRACE`.
+    MethodNotAllowed,
+    /// The API server doesn't accept a connection. No byte of the request was sent.
+    UpstreamUnreachable,
+    /// The connection to the API server broke before an answer.
+    UpstreamFailed,
+    /// An upgrade to a protocol that the agent doesn't carry.
+    UnknownUpgrade,
+    /// A request that has no form in which it can be sent on.
+    NotForwardable,
+    /// A mistake of the agent's own.
+    Internal,
+    /// The agent is going down.
+    Draining,
+    /// The agent has as much to do as it takes on.
+    Overloaded,
+}
+
+impl Refusal {
+    /// All of them, as the tables of metrics and tests need.
+    pub const ALL: [Self; 16] = [
+        Self::PlainHttp,
+        Self::BadRequest,
+        Self::Impersonation,
+        Self::NoSession,
+        Self::SessionExpired,
+        Self::SessionRevoked,
+        Self::SessionInvalid,
+        Self::CredentialUnavailable,
+        Self::MethodNotAllowed,
+        Self::UpstreamUnreachable,
+        Self::UpstreamFailed,
+        Self::UnknownUpgrade,
+        Self::NotForwardable,
+        Self::Internal,
+        Self::Draining,
+        Self::Overloaded,
+    ];
+
+    /// Its name in metrics and the audit log. It doesn't change between releases.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::PlainHttp => "plain-http",
+            Self::BadRequest => "bad-request",
+            Self::Impersonation => "impersonation",
+            Self::NoSession => "no-session",
+            Self::SessionExpired => "session-expired",
+            Self::SessionRevoked => "session-revoked",
+            Self::SessionInvalid => "session-invalid",
+            Self::CredentialUnavailable => "credential-unavailable",
+            Self::MethodNotAllowed => "method-not-allowed",
+            Self::UpstreamUnreachable => "upstream-unreachable",
+            Self::UpstreamFailed => "upstream-failed",
+            Self::UnknownUpgrade => "unknown-upgrade",
+            Self::NotForwardable => "not-forwardable",
+            Self::Internal => "internal",
+            Self::Draining => "draining",
+            Self::Overloaded => "overloaded",
+        }
+    }
+
+    /// The HTTP status code.
+    #[must_use]
+    pub fn code(self) -> StatusCode {
+        match self {
+            Self::PlainHttp | Self::BadRequest | Self::UnknownUpgrade => StatusCode::BAD_REQUEST,
+            Self::Impersonation
+            | Self::NoSession
+            | Self::SessionExpired
+            | Self::SessionRevoked
+            | Self::SessionInvalid => StatusCode::FORBIDDEN,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Overloaded => StatusCode::TOO_MANY_REQUESTS,
+            // Not the client's doing: what is wrong is the operator's to mend.
+            Self::CredentialUnavailable | Self::NotForwardable | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::UpstreamFailed => StatusCode::BAD_GATEWAY,
+            Self::UpstreamUnreachable | Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    /// The reason, one of `metav1.StatusReason`. Where it has none for a code (502), the nearest of its kind.
+    #[must_use]
+    pub fn reason(self) -> &'static str {
+        match self.code() {
+            StatusCode::FORBIDDEN => "Forbidden",
+            StatusCode::METHOD_NOT_ALLOWED => "MethodNotAllowed",
+            StatusCode::TOO_MANY_REQUESTS => "TooManyRequests",
+            StatusCode::SERVICE_UNAVAILABLE => "ServiceUnavailable",
+            code if code.is_client_error() => "BadRequest",
+            _ => "InternalError",
+        }
+    }
+
+    /// What the person at the client reads.
+    #[must_use]
+    pub fn message(self) -> &'static str {
+        match self {
+            Self::PlainHttp => "understudy: this port speaks HTTPS; use https:// in the client's server URL",
+            Self::BadRequest => "understudy: the request is malformed; nothing was sent on",
+            Self::Impersonation => {
+                "understudy: a pod in a session cannot impersonate; remove the Impersonate-* headers (kubectl: --as, --as-group, --as-uid)"
+            }
+            Self::NoSession => {
+                "understudy: this pod's session does not exist; ask the cluster's operator for a session"
+            }
+            Self::SessionExpired => {
+                "understudy: this pod's session has expired; ask the cluster's operator to renew it"
+            }
+            Self::SessionRevoked => {
+                "understudy: this pod's session was revoked; ask the cluster's operator for a new one"
+            }
+            Self::SessionInvalid => {
+                "understudy: this pod's session is not valid as declared; the agent's log on this node says why"
+            }
+            Self::CredentialUnavailable => {
+                "understudy: the session's credential is not available; the agent's log on this node says why"
+            }
+            Self::MethodNotAllowed => "understudy: this HTTP method is not carried; the Kubernetes API does not use it",
+            Self::UpstreamUnreachable => "understudy: the API server cannot be reached; nothing was sent, try again",
+            Self::UpstreamFailed => {
+                "understudy: the connection to the API server failed before an answer; the request may have taken effect"
+            }
+            Self::UnknownUpgrade => "understudy: this protocol upgrade is not carried; use websocket or SPDY/3.1",
+            Self::NotForwardable => "understudy: the request cannot be put in a form to send on; nothing was sent",
+            Self::Internal => "understudy: internal error; the agent's log on this node says more",
+            Self::Draining => "understudy: the agent on this node is restarting; try again",
+            Self::Overloaded => "understudy: the agent on this node is overloaded; try again",
+        }
+    }
+
+    fn retry_after(self) -> Option<u16> {
+        matches!(self, Self::Draining | Self::Overloaded).then_some(RETRY_AFTER)
+    }
+
+    /// The answer's body.
+    #[must_use]
+    pub fn status(self) -> Status {
+        Status {
+            code: Some(self.code().as_u16().into()),
+            details: self.retry_after().map(|seconds| StatusDetails {
+                retry_after_seconds: Some(seconds.into()),
+                ..StatusDetails::default()
+            }),
+            message: Some(self.message().to_owned()),
+            reason: Some(self.reason().to_owned()),
+            status: Some("Failure".to_owned()),
+            ..Status::default()
+        }
+    }
+
+    /// The whole answer, its length known. It must not be cached: the same request is answered otherwise as soon as
+    /// the session or the API server is back.
+    #[must_use]
+    pub fn response(self) -> Response<Bytes> {
+        // A Status of static texts always serializes; an empty body would be the lesser evil.
+        let body = Bytes::from(serde_json::to_vec(&self.status()).unwrap_or_default());
+        let length = HeaderValue::from(body.len());
+        let mut response = Response::new(body);
+        *response.status_mut() = self.code();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(header::CONTENT_LENGTH, length);
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+        if let Some(seconds) = self.retry_after() {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self == Self::MethodNotAllowed {
+            headers.insert(
+                header::ALLOW,
+                HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
+            );
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use rstest::rstest;
+    use serde_json::json;
+
+    use super::*;
+
+    #[rstest]
+    #[case(Refusal::PlainHttp, 400, "BadRequest", "plain-http")]
+    #[case(Refusal::BadRequest, 400, "BadRequest", "bad-request")]
+    #[case(Refusal::Impersonation, 403, "Forbidden", "impersonation")]
+    #[case(Refusal::NoSession, 403, "Forbidden", "no-session")]
+    #[case(Refusal::SessionExpired, 403, "Forbidden", "session-expired")]
+    #[case(Refusal::SessionRevoked, 403, "Forbidden", "session-revoked")]
+    #[case(Refusal::SessionInvalid, 403, "Forbidden", "session-invalid")]
+    #[case(Refusal::CredentialUnavailable, 500, "InternalError", "credential-unavailable")]
+    #[case(Refusal::MethodNotAllowed, 405, "MethodNotAllowed", "method-not-allowed")]
+    #[case(Refusal::UpstreamUnreachable, 503, "ServiceUnavailable", "upstream-unreachable")]
+    #[case(Refusal::UpstreamFailed, 502, "InternalError", "upstream-failed")]
+    #[case(Refusal::UnknownUpgrade, 400, "BadRequest", "unknown-upgrade")]
+    #[case(Refusal::NotForwardable, 500, "InternalError", "not-forwardable")]
+    #[case(Refusal::Internal, 500, "InternalError", "internal")]
+    fn answers(#[case] refusal: Refusal, #[case] code: u16, #[case] reason: &str, #[case] name: &str) {
+        assert_eq!(refusal.as_str(), name);
+        let (head, body) = refusal.response().into_parts();
+        assert_eq!(head.status, code);
+        assert_eq!(head.headers["content-type"], "application/json");
+        assert_eq!(head.headers["content-length"], body.len().to_string().as_str());
+        let status: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        let expected = json!({
+            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+            "message": refusal.message(), "reason": reason, "code": code,
+        });
+        assert_eq!(status, expected);
+    }
+
+    #[rstest]
+    #[case(Refusal::Draining, 503, "ServiceUnavailable")]
+    #[case(Refusal::Overloaded, 429, "TooManyRequests")]
+    fn asks_to_come_back(#[case] refusal: Refusal, #[case] code: u16, #[case] reason: &str) {
+        let (head, body) = refusal.response().into_parts();
+        assert_eq!(
+            (head.status.as_u16(), &head.headers["retry-after"]),
+            (code, &HeaderValue::from_static("1"))
+        );
+        let status: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(
+            (&status["reason"], &status["details"]),
+            (&json!(reason), &json!({"retryAfterSeconds": 1}))
+        );
+    }
+
+    #[test]
+    fn names_and_messages_are_told_apart() {
+        let names: HashSet<_> = Refusal::ALL.iter().map(|refusal| refusal.as_str()).collect();
+        let messages: HashSet<_> = Refusal::ALL.iter().map(|refusal| refusal.message()).collect();
+        assert_eq!((names.len(), messages.len()), (Refusal::ALL.len(), Refusal::ALL.len()));
+        assert!(messages.iter().all(|message| message.starts_with("understudy: ")));
+    }
+}

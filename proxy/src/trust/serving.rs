@@ -1,0 +1,79 @@
+//! The certificate in service, whatever it came from, and the TLS terms under which pods are served.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use rustls::{
+    ServerConfig,
+    crypto::aws_lc_rs::Ticketer,
+    server::{ClientHello, ResolvesServerCert, ServerSessionMemoryCache},
+    sign::CertifiedKey,
+    version::{TLS12, TLS13},
+};
+use tokio::sync::watch;
+
+use super::{TrustError, provider};
+
+/// Sessions of TLS 1.2 clients that don't take tickets.
+const STATEFUL_SESSIONS: usize = 1024;
+
+/// The certificate that every client is shown, whatever name it asks for: dials by IP address carry none, and a
+/// client that expects another name finds out by itself. Its owner replaces it while connections go on.
+#[derive(Debug, Clone)]
+pub struct ServingCert(watch::Receiver<Serving>);
+
+#[derive(Debug, Clone)]
+pub(super) struct Serving {
+    pub(super) key: Arc<CertifiedKey>,
+    pub(super) expiry: Timestamp,
+}
+
+impl ServingCert {
+    pub(super) fn new(serving: watch::Receiver<Serving>) -> Self {
+        Self(serving)
+    }
+
+    /// When the certificate in service ends.
+    #[must_use]
+    pub fn expiry(&self) -> Timestamp {
+        self.0.borrow().expiry
+    }
+
+    /// The certificate in service, and those between it and its CA.
+    #[must_use]
+    pub fn certified_key(&self) -> Arc<CertifiedKey> {
+        Arc::clone(&self.0.borrow().key)
+    }
+
+    /// Waits until another certificate is in service.
+    pub async fn changed(&mut self) {
+        if self.0.changed().await.is_err() {
+            // An owner that is gone isn't a new certificate.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+impl ResolvesServerCert for ServingCert {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.certified_key())
+    }
+}
+
+/// TLS 1.2 and 1.3, HTTP/2 before HTTP/1.1, resumption by tickets whose keys change every six hours, and by session ids.
+///
+/// No early data: it could be replayed. No client certificates: who a client is, the kernel says.
+///
+/// # Errors
+/// If the platform gives no random bytes for the ticket keys.
+pub fn server_config(certificate: ServingCert) -> Result<Arc<ServerConfig>, TrustError> {
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13, &TLS12])?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(certificate));
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.ticketer = Ticketer::new()?;
+    config.session_storage = ServerSessionMemoryCache::new(STATEFUL_SESSIONS);
+    config.max_early_data_size = 0;
+    Ok(Arc::new(config))
+}
