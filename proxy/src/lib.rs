@@ -20,8 +20,26 @@ pub mod trust;
 
 // Sessions, and the credentials that act for them.
 pub mod credentials;
+pub mod sessions;
+
+// A connection,
+pub mod inbound;
+
+// each request on it,
+pub mod forward;
+
+pub mod identity;
+
+pub mod upstream;
+
+pub mod upgrade;
+
+pub mod body;
 
 pub mod status;
+
+// and what is written down and shown.
+pub mod exchange;
 
 pub mod audit;
 

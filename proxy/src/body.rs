@@ -1,0 +1,202 @@
+//! The bodies of requests and answers on their way through: counted, ended with their session, and otherwise
+//! left as they are.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+use crate::{
+    exchange::Exchange,
+    upstream::{UpstreamBody, body::UpstreamBodyError},
+};
+
+/// Why a body ended before its time. The peer sees a truncation: a reset stream, or a closed connection.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The session ended.
+    #[error("the session has ended")]
+    SessionEnded,
+    /// The client broke off.
+    #[error("the client broke off: {0}")]
+    Client(#[from] hyper::Error),
+    /// The upstream broke off.
+    #[error(transparent)]
+    Upstream(#[from] UpstreamBodyError),
+}
+
+/// Wakes a body when its session ends. Boxed: a body must be `Unpin`, and most bodies are too short to need one.
+type Ended = Pin<Box<WaitForCancellationFutureOwned>>;
+
+fn poll_ended(ended: &mut Option<Ended>, cx: &mut Context<'_>) -> Result<(), BodyError> {
+    if ended.as_mut().is_some_and(|ended| ended.as_mut().poll(cx).is_ready()) {
+        Err(BodyError::SessionEnded)
+    } else {
+        Ok(())
+    }
+}
+
+/// A request's body on its way upstream.
+pub struct RequestBody {
+    incoming: Option<Incoming>,
+    exchange: Option<Arc<Exchange>>,
+    ended: Option<Ended>,
+    session: CancellationToken,
+}
+
+impl RequestBody {
+    /// No body at all.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self {
+            incoming: None,
+            exchange: None,
+            ended: None,
+            session: CancellationToken::new(),
+        }
+    }
+
+    /// Cancelled when the session under which it is uploaded ends.
+    #[must_use]
+    pub fn ended(&self) -> CancellationToken {
+        self.session.clone()
+    }
+
+    /// The client's body, counted in `exchange`, broken off when `ended` is cancelled.
+    #[must_use]
+    pub fn new(incoming: Incoming, exchange: Arc<Exchange>, ended: &CancellationToken) -> Self {
+        if incoming.is_end_stream() {
+            return Self::empty();
+        }
+        Self {
+            incoming: Some(incoming),
+            exchange: Some(exchange),
+            ended: Some(Box::pin(ended.clone().cancelled_owned())),
+            session: ended.clone(),
+        }
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        poll_ended(&mut this.ended, cx)?;
+        let Some(incoming) = &mut this.incoming else {
+            return Poll::Ready(None);
+        };
+        loop {
+            let Some(frame) = ready!(Pin::new(&mut *incoming).poll_frame(cx)?) else {
+                return Poll::Ready(None);
+            };
+            // Trailers go no further: the API server reads none, and they could carry a credential (invariant 2).
+            if let Ok(data) = frame.into_data() {
+                if let Some(exchange) = &this.exchange {
+                    exchange.count_request_bytes(data.len() as u64);
+                }
+                return Poll::Ready(Some(Ok(Frame::data(data))));
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming
+            .as_ref()
+            .map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+    }
+}
+
+/// An answer's body on its way to the client: the upstream's, or one of ours.
+pub struct ResponseBody {
+    source: Source,
+    exchange: Option<Arc<Exchange>>,
+    ended: Option<Ended>,
+}
+
+enum Source {
+    Ours(Option<Bytes>),
+    Upstream(UpstreamBody),
+}
+
+impl ResponseBody {
+    /// Bytes of ours.
+    #[must_use]
+    pub fn ours(bytes: Bytes) -> Self {
+        Self {
+            source: Source::Ours(Some(bytes).filter(|bytes| !bytes.is_empty())),
+            exchange: None,
+            ended: None,
+        }
+    }
+
+    /// The upstream's body, broken off when `ended` is cancelled.
+    #[must_use]
+    pub fn upstream(body: UpstreamBody, ended: &CancellationToken) -> Self {
+        let ended = (!body.is_end_stream()).then(|| Box::pin(ended.clone().cancelled_owned()));
+        Self {
+            source: Source::Upstream(body),
+            exchange: None,
+            ended,
+        }
+    }
+
+    /// Counts what passes in `exchange`, and keeps that open until the body ends.
+    #[must_use]
+    pub fn counted(mut self, exchange: Arc<Exchange>) -> Self {
+        self.exchange = Some(exchange);
+        self
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        if let Err(ended) = poll_ended(&mut this.ended, cx) {
+            if let Some(exchange) = &this.exchange {
+                exchange.cut_short();
+            }
+            return Poll::Ready(Some(Err(ended)));
+        }
+        let frame = match &mut this.source {
+            Source::Ours(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
+            Source::Upstream(body) => ready!(Pin::new(body).poll_frame(cx)).map(|frame| frame.map_err(Into::into)),
+        };
+        if let Some(exchange) = &this.exchange {
+            match &frame {
+                Some(Ok(frame)) => exchange.count_response_bytes(frame.data_ref().map_or(0, Bytes::len) as u64),
+                Some(Err(_)) => exchange.cut_short(),
+                None => {}
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            Source::Ours(bytes) => bytes.is_none(),
+            Source::Upstream(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Ours(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
+            Source::Upstream(body) => body.size_hint(),
+        }
+    }
+}

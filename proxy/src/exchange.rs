@@ -1,0 +1,170 @@
+//! One request's account: what is known of it when it comes, what is counted as it passes, and the audit event
+//! written when the last of it is gone.
+//!
+//! Bodies and pipes hold it. Dropping the last holder writes the event, so that no way out of a request can forget to.
+
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering},
+};
+
+use http::{Request, StatusCode};
+use tokio::time::Instant;
+
+use crate::{
+    audit::{Event, Ticket},
+    clock::Clock,
+    forward::Origin,
+    metrics::{Completion, Metrics, OpenStream},
+    pod::EnrolledPod,
+    sessions::live::LiveSession,
+    status::Refusal,
+};
+
+/// What is known of a request when it comes.
+pub struct Opening<'r, B> {
+    /// The right to write an event, which the audit log gave.
+    pub ticket: Ticket,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Dates the event.
+    pub clock: Clock,
+    /// This node.
+    pub node: Arc<str>,
+    /// The connection.
+    pub origin: &'r Origin,
+    /// The session, if there is one in force.
+    pub session: Option<&'r LiveSession>,
+    /// The request, before anything was taken off it.
+    pub request: &'r Request<B>,
+}
+
+/// A request's account.
+pub struct Exchange {
+    pod: Arc<EnrolledPod>,
+    metrics: Arc<Metrics>,
+    started: Instant,
+    event: Event,
+    ticket: Option<Ticket>,
+    _open: OpenStream,
+    code: AtomicU16,
+    request_bytes: AtomicU64,
+    response_bytes: AtomicU64,
+    cut_short: AtomicBool,
+    upgrade: OnceLock<&'static str>,
+    refused: OnceLock<Refusal>,
+}
+
+impl Exchange {
+    /// Opens the account of a request that has just come.
+    #[must_use]
+    pub fn open<B>(opening: Opening<'_, B>) -> Self {
+        let Opening {
+            ticket,
+            metrics,
+            clock,
+            node,
+            origin,
+            session,
+            request,
+        } = opening;
+        let wanted = &origin.pod.wanted;
+        let event = Event {
+            time: clock.now(),
+            audit_id: uuid::Uuid::new_v4().to_string(),
+            session: wanted.session.to_string(),
+            pod: wanted.name.to_string(),
+            node: node.to_string(),
+            auth_method: session.map_or("", |session| session.spec.method.name()),
+            acts_as: session
+                .and_then(|session| session.spec.method.acts_as())
+                .map(|acts_as| acts_as.name().to_owned()),
+            verb: request.method().to_string(),
+            uri: request
+                .uri()
+                .path_and_query()
+                .map_or_else(|| request.uri().to_string(), ToString::to_string),
+            ..Event::default()
+        };
+        Self {
+            pod: Arc::clone(&origin.pod),
+            _open: metrics.stream(),
+            metrics,
+            started: Instant::now(),
+            event,
+            ticket: Some(ticket),
+            code: AtomicU16::new(0),
+            request_bytes: AtomicU64::new(0),
+            response_bytes: AtomicU64::new(0),
+            cut_short: AtomicBool::new(false),
+            upgrade: OnceLock::new(),
+            refused: OnceLock::new(),
+        }
+    }
+
+    /// The id under which this request is written down, here and in the API server's own audit log.
+    #[must_use]
+    pub fn audit_id(&self) -> &str {
+        &self.event.audit_id
+    }
+
+    /// The pod that asks.
+    #[must_use]
+    pub fn pod(&self) -> &EnrolledPod {
+        &self.pod
+    }
+
+    /// Bytes of the body, or of an upgraded stream, that came from the client.
+    pub fn count_request_bytes(&self, bytes: u64) {
+        self.request_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes of the body, or of an upgraded stream, that came from the upstream.
+    pub fn count_response_bytes(&self, bytes: u64) {
+        self.response_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// The head of the answer is known.
+    pub fn answered(&self, code: StatusCode) {
+        self.code.store(code.as_u16(), Ordering::Relaxed);
+    }
+
+    /// We answered it ourselves.
+    pub fn refuse(&self, refusal: Refusal) {
+        let _ = self.refused.set(refusal);
+    }
+
+    /// It goes on in another protocol.
+    pub fn upgraded(&self, protocol: &'static str) {
+        let _ = self.upgrade.set(protocol);
+    }
+
+    /// It didn't come to its own end: the session ended, or a peer broke off.
+    pub fn cut_short(&self) {
+        self.cut_short.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        let Some(ticket) = self.ticket.take() else { return };
+        let code = self.code.load(Ordering::Relaxed);
+        let refused = self.refused.get().copied();
+        let duration = self.started.elapsed();
+        self.metrics.completed(&Completion {
+            method: &self.event.verb,
+            code,
+            refused,
+            duration,
+        });
+        let mut event = std::mem::take(&mut self.event);
+        event.code = code;
+        event.request_bytes = self.request_bytes.load(Ordering::Relaxed);
+        event.response_bytes = self.response_bytes.load(Ordering::Relaxed);
+        event.duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        event.cut_short = self.cut_short.load(Ordering::Relaxed);
+        event.upgrade = self.upgrade.get().copied();
+        event.refused = refused.map(Refusal::as_str);
+        ticket.finish(event);
+    }
+}

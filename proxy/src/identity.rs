@@ -1,0 +1,17 @@
+//! Who a request goes upstream as: three plain functions over a request's head, called in this order.
+//!
+//! [`guard()`] refuses what must not be forwarded at all, [`strip()`] takes off everything that the client said
+//! about identity, and [`dress()`] puts on what the session grants. None of them does I/O, so that each is
+//! tested as a table; an error in any of them refuses the request.
+
+pub mod acts_as;
+mod dress;
+mod guard;
+mod headers;
+mod strip;
+
+pub use acts_as::{ActsAs, ActsAsError};
+pub use dress::{DressError, dress};
+pub use guard::guard;
+pub(crate) use headers::list_members;
+pub use strip::{strip, strip_response};

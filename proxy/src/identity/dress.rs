@@ -1,0 +1,74 @@
+//! What goes on a stripped request: the credential that acts and, with it, whom it acts as.
+
+use http::{HeaderMap, header};
+
+use super::{ActsAs, headers::carries_identity};
+use crate::credentials::BearerToken;
+
+/// Why a request couldn't be dressed. Nothing is forwarded then.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum DressError {
+    /// A field that carries identity is still there: [`super::strip()`] wasn't called, or missed it.
+    #[error("the request still carries the header {0}, which is not ours")]
+    NotStripped(String),
+}
+
+/// Puts the credential on and, if there is one, the identity to impersonate.
+///
+/// # Errors
+/// If the head still carries identity. This can only be a mistake of ours, and refuses the request.
+pub fn dress(headers: &mut HeaderMap, token: &BearerToken, acts_as: Option<&ActsAs>) -> Result<(), DressError> {
+    if let Some(name) = headers.keys().find(|name| carries_identity(name)) {
+        return Err(DressError::NotStripped(name.to_string()));
+    }
+    headers.insert(header::AUTHORIZATION, token.header_value());
+    for (name, value) in acts_as.map(ActsAs::lines).unwrap_or_default() {
+        headers.append(name, value.clone());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::strip;
+
+    fn token() -> BearerToken {
+        "agent-token".parse().unwrap()
+    }
+
+    #[test]
+    fn the_credential_is_the_only_one_and_sensitive() {
+        let mut headers = HeaderMap::new();
+        headers.insert("authorization", "Bearer mine".parse().unwrap());
+        headers.insert("connection", "authorization, impersonate-user".parse().unwrap());
+        strip(&mut headers);
+        dress(
+            &mut headers,
+            &token(),
+            Some(&ActsAs::service_account("prod", "viewer").unwrap()),
+        )
+        .unwrap();
+        let credentials: Vec<_> = headers.get_all("authorization").iter().collect();
+        assert_eq!(credentials, ["Bearer agent-token"]);
+        assert!(credentials[0].is_sensitive());
+        assert_eq!(headers["impersonate-user"], "system:serviceaccount:prod:viewer");
+        assert_eq!(headers.get_all("impersonate-group").iter().count(), 3);
+    }
+
+    #[test]
+    fn without_impersonation_nothing_but_the_credential_goes_on() {
+        let mut headers = HeaderMap::new();
+        dress(&mut headers, &token(), None).unwrap();
+        assert_eq!(headers.len(), 1);
+    }
+
+    #[test]
+    fn what_was_not_stripped_is_refused() {
+        let mut headers = HeaderMap::new();
+        headers.insert("x-remote-user", "root".parse().unwrap());
+        let refused = dress(&mut headers, &token(), None).unwrap_err();
+        assert_eq!(refused, DressError::NotStripped("x-remote-user".to_owned()));
+        assert!(!headers.contains_key("authorization"));
+    }
+}

@@ -1,0 +1,68 @@
+//! The names of the header fields that carry identity or belong to one connection only.
+
+use http::{HeaderMap, HeaderName, header};
+
+/// Prefix of the impersonation headers
+/// (<https://kubernetes.io/docs/reference/access-authn-authz/authentication/#user-impersonation>).
+pub(super) const IMPERSONATE_PREFIX: &str = "impersonate-";
+
+pub(super) const IMPERSONATE_USER: HeaderName = HeaderName::from_static("impersonate-user");
+pub(super) const IMPERSONATE_UID: HeaderName = HeaderName::from_static("impersonate-uid");
+pub(super) const IMPERSONATE_GROUP: HeaderName = HeaderName::from_static("impersonate-group");
+pub(super) const IMPERSONATE_EXTRA_PREFIX: &str = "impersonate-extra-";
+
+/// Sub-protocol of a WebSocket handshake that carries a bearer token
+/// (`k8s.io/apiserver/pkg/authentication/request/websocket`).
+pub(super) const BEARER_SUBPROTOCOL_PREFIX: &str = "base64url.bearer.authorization.k8s.io.";
+
+/// Fields that carry, or have been known to carry, who the client is or whence it came.
+pub(super) const IDENTITY: [HeaderName; 8] = [
+    header::AUTHORIZATION,
+    header::PROXY_AUTHORIZATION,
+    header::COOKIE,
+    header::FORWARDED,
+    HeaderName::from_static("audit-id"),
+    HeaderName::from_static("x-real-ip"),
+    HeaderName::from_static("x-client-ip"),
+    HeaderName::from_static("x-original-forwarded-for"),
+];
+
+/// Prefixes of such fields: the front proxy's (`--requestheader-*-headers` of kube-apiserver) and the hops'.
+pub(super) const IDENTITY_PREFIXES: [&str; 3] = ["x-remote-", "x-forwarded-", IMPERSONATE_PREFIX];
+
+/// Fields that speak of one connection only (RFC 9110, section 7.6.1), besides those that `Connection` names.
+pub(super) const HOP_BY_HOP: [HeaderName; 8] = [
+    header::CONNECTION,
+    header::PROXY_AUTHENTICATE,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+];
+
+/// Whether a field carries identity. An underscore counts as a hyphen: some servers take one for the other.
+pub(super) fn carries_identity(name: &HeaderName) -> bool {
+    let folded = name.as_str().replace('_', "-");
+    IDENTITY.iter().any(|known| known.as_str() == folded)
+        || IDENTITY_PREFIXES.iter().any(|prefix| folded.starts_with(prefix))
+}
+
+/// Removes every field that `matches`, in place.
+pub(super) fn remove_where(headers: &mut HeaderMap, matches: impl Fn(&HeaderName) -> bool) {
+    let doomed: Vec<HeaderName> = headers.keys().filter(|name| matches(name)).cloned().collect();
+    for name in doomed {
+        headers.remove(name);
+    }
+}
+
+/// The members of a comma-separated list field, over all its lines; empty members left out.
+pub(crate) fn list_members<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'h [u8]> {
+    headers
+        .get_all(name)
+        .iter()
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+        .map(<[u8]>::trim_ascii)
+        .filter(|member| !member.is_empty())
+}

@@ -1,0 +1,98 @@
+//! Connections from pods: from the first byte to the last request.
+//!
+//! The kernel has vouched for who dialled before anything here runs. [`tls`] terminates TLS, [`http`] serves
+//! HTTP/1.1 and HTTP/2 over it; requests go to [`crate::forward`].
+
+mod http;
+mod tls;
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::mpsc;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    forward::{Forwarder, Origin},
+    metrics::Metrics,
+    pod::{Inbound, SessionId},
+    sessions::store::SessionLookup,
+};
+
+/// How long a connection whose session has ended may take to say so to its client, of the second that
+/// invariant 5 allows.
+const LAST_WORDS: Duration = Duration::from_millis(300);
+
+/// Serves what the enroller hands over.
+pub struct Server {
+    /// Serves each request.
+    pub forwarder: Arc<Forwarder>,
+    /// The certificates and terms of TLS.
+    pub tls: Arc<rustls::ServerConfig>,
+    /// Whether HTTP without TLS is served too.
+    pub allow_plain_http: bool,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Cancelled when no new request should be taken: connections end after the request at hand.
+    pub drain: CancellationToken,
+}
+
+impl Server {
+    /// Serves connections until the enroller is gone. Each is a task in `connections`, which the caller waits for.
+    pub async fn run(self, mut inbound: mpsc::Receiver<Inbound>, connections: TaskTracker) {
+        let server = Arc::new(self);
+        while let Some(accepted) = inbound.recv().await {
+            let server = Arc::clone(&server);
+            connections.spawn(async move { server.connection(accepted).await });
+        }
+    }
+
+    async fn connection(&self, accepted: Inbound) {
+        let Inbound {
+            stream,
+            pod,
+            original_dst,
+            client,
+        } = accepted;
+        let _open = self.metrics.connection();
+        let origin = Origin {
+            pod,
+            original_dst,
+            client,
+        };
+        let gone = origin.pod.gone.clone();
+        let ended = CancellationToken::new();
+        let served = async {
+            match tls::accept(stream, &self.tls, self.allow_plain_http).await {
+                Ok(stream) => {
+                    http::serve(stream, Arc::clone(&self.forwarder), origin.clone(), &self.drain, &ended).await;
+                }
+                Err(error) => {
+                    self.metrics.handshake_failed(error.label());
+                    tracing::debug!(pod = %origin.pod.wanted.name, %error, "a connection was not served");
+                }
+            }
+        };
+        // Both ends cut the connection itself, and so what a client that doesn't read would hold open.
+        tokio::select! {
+            () = served => {}
+            () = gone.cancelled() => {}
+            () = async {
+                session_end(self.forwarder.sessions.clone(), &origin.pod.wanted.session).await;
+                ended.cancel();
+                tokio::time::sleep(LAST_WORDS).await;
+            } => {}
+        }
+    }
+}
+
+/// Waits for the end of the session that the connection serves: the one in force when it came or, while there is
+/// none, the next.
+async fn session_end(mut sessions: SessionLookup, id: &SessionId) {
+    loop {
+        let live = sessions.snapshot().in_force(id).map(|live| live.ended.clone());
+        match live {
+            Some(ended) => return ended.cancelled().await,
+            None => sessions.changed().await,
+        }
+    }
+}

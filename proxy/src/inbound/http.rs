@@ -1,0 +1,112 @@
+//! HTTP/1.1 and HTTP/2 over one connection, by hyper.
+
+use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
+
+use hyper::{
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::sync::CancellationToken;
+
+use super::tls::Accepted;
+use crate::forward::{Forwarder, Origin};
+
+/// How long a client may take over a request's head, and how long a connection may wait for its next request.
+const HEAD: Duration = Duration::from_secs(90);
+/// The largest head, all header fields together: room for large groups of cookies and long exec queries.
+const HEAD_BYTES: u32 = 64 * 1024;
+const HEADERS: usize = 256;
+
+/// Streams that one HTTP/2 connection may have open. A pod's clients share few connections for many watches,
+/// and what an idle stream costs is small.
+const STREAMS: u32 = 4_096;
+const STREAM_WINDOW: u32 = 256 * 1024;
+/// Enough for a few uploads at once; one that the upstream doesn't take holds no more than its stream's window.
+const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+const SEND_BUFFER: usize = 64 * 1024;
+const PING: Duration = Duration::from_secs(30);
+const PONG: Duration = Duration::from_secs(20);
+
+/// Serves a connection until the client leaves it, the agent drains, or the session ends.
+pub(super) async fn serve(
+    accepted: Accepted,
+    forwarder: Arc<Forwarder>,
+    origin: Origin,
+    drain: &CancellationToken,
+    ended: &CancellationToken,
+) {
+    match accepted {
+        Accepted::Tls(stream) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {
+            serve_http2(*stream, forwarder, origin, drain, ended).await;
+        }
+        Accepted::Tls(stream) => serve_http1(*stream, forwarder, origin, drain, ended).await,
+        Accepted::Plain(stream) => serve_http1(stream, forwarder, origin, drain, ended).await,
+    }
+}
+
+macro_rules! until_closed {
+    ($connection:expr, $drain:expr, $ended:expr) => {
+        let mut connection = pin!($connection);
+        let outcome = tokio::select! {
+            outcome = connection.as_mut() => outcome,
+            () = async { tokio::select! { () = $drain.cancelled() => {}, () = $ended.cancelled() => {} } } => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = outcome {
+            tracing::debug!(%error, "a client's connection broke");
+        }
+    };
+}
+
+async fn serve_http1<S>(
+    stream: S,
+    forwarder: Arc<Forwarder>,
+    origin: Origin,
+    drain: &CancellationToken,
+    ended: &CancellationToken,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = service_fn(|request| {
+        let (forwarder, origin) = (Arc::clone(&forwarder), origin.clone());
+        async move { Ok::<_, Infallible>(forwarder.serve(&origin, request).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .max_headers(HEADERS)
+        .max_buf_size(HEAD_BYTES as usize)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    until_closed!(connection, drain, ended);
+}
+
+async fn serve_http2<S>(
+    stream: S,
+    forwarder: Arc<Forwarder>,
+    origin: Origin,
+    drain: &CancellationToken,
+    ended: &CancellationToken,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = service_fn(|request| {
+        let (forwarder, origin) = (Arc::clone(&forwarder), origin.clone());
+        async move { Ok::<_, Infallible>(forwarder.serve(&origin, request).await) }
+    });
+    let connection = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
+        .max_header_list_size(HEAD_BYTES)
+        .keep_alive_interval(PING)
+        .keep_alive_timeout(PONG)
+        .serve_connection(TokioIo::new(stream), service);
+    until_closed!(connection, drain, ended);
+}

@@ -1,0 +1,110 @@
+//! The first bytes of a connection: a TLS handshake, or the answer to one who speaks plain HTTP.
+
+use std::{io, sync::Arc, time::Duration};
+
+use rustls::ServerConfig;
+use tokio::{
+    io::AsyncWriteExt,
+    net::TcpStream,
+    time::{error::Elapsed, timeout},
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+
+use crate::status::Refusal;
+
+/// How long a client may take from the connection to the end of its handshake.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// A TLS record of the type `handshake` (RFC 8446, section 5.1).
+const RECORD_HANDSHAKE: u8 = 22;
+
+/// What a client speaks.
+pub(super) enum Accepted {
+    Tls(Box<TlsStream<TcpStream>>),
+    Plain(TcpStream),
+}
+
+/// The ways in which a connection can end before its first request.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum HandshakeError {
+    #[error("the client closed before it said anything")]
+    Silent,
+    #[error("the client took longer than {}s", HANDSHAKE.as_secs())]
+    Timeout,
+    #[error("the client speaks HTTP without TLS: have it use https://")]
+    PlainHttp,
+    #[error("the client doesn't trust our certificate (alert {0:?}): check the CA in the pod")]
+    Distrusted(rustls::AlertDescription),
+    #[error("TLS: {0}")]
+    Tls(rustls::Error),
+    #[error("the connection broke: {0}")]
+    Io(io::Error),
+}
+
+impl HandshakeError {
+    /// For metrics.
+    pub(super) fn label(&self) -> &'static str {
+        match self {
+            Self::Silent => "silent",
+            Self::Timeout => "timeout",
+            Self::PlainHttp => "plain_http",
+            Self::Distrusted(_) => "distrusted",
+            Self::Tls(_) => "tls",
+            Self::Io(_) => "io",
+        }
+    }
+}
+
+/// Brings the handshake to its end.
+pub(super) async fn accept(
+    stream: TcpStream,
+    config: &Arc<ServerConfig>,
+    allow_plain_http: bool,
+) -> Result<Accepted, HandshakeError> {
+    let accepted = timeout(HANDSHAKE, async {
+        let mut first = [0];
+        if stream.peek(&mut first).await.map_err(HandshakeError::Io)? == 0 {
+            return Err(HandshakeError::Silent);
+        }
+        if first[0] == RECORD_HANDSHAKE {
+            let acceptor = TlsAcceptor::from(Arc::clone(config));
+            return Ok(Accepted::Tls(Box::new(
+                acceptor.accept(stream).await.map_err(classify)?,
+            )));
+        }
+        if allow_plain_http {
+            return Ok(Accepted::Plain(stream));
+        }
+        answer_plain_http(stream).await;
+        Err(HandshakeError::PlainHttp)
+    });
+    accepted.await.unwrap_or_else(|_: Elapsed| Err(HandshakeError::Timeout))
+}
+
+fn classify(error: io::Error) -> HandshakeError {
+    use rustls::AlertDescription as Alert;
+    match error.downcast::<rustls::Error>() {
+        Ok(rustls::Error::AlertReceived(
+            alert @ (Alert::UnknownCA | Alert::BadCertificate | Alert::CertificateExpired | Alert::CertificateUnknown),
+        )) => HandshakeError::Distrusted(alert),
+        Ok(error) => HandshakeError::Tls(error),
+        Err(error) => HandshakeError::Io(error),
+    }
+}
+
+/// Says in HTTP that it takes TLS. Nothing of the request is read: it may hold a token, and none of it matters.
+async fn answer_plain_http(mut stream: TcpStream) {
+    let (head, body) = Refusal::PlainHttp.response().into_parts();
+    let mut answer = format!("HTTP/1.1 {}\r\n", head.status);
+    for (name, value) in &head.headers {
+        answer.extend([name.as_str(), ": ", value.to_str().unwrap_or_default(), "\r\n"]);
+    }
+    answer.push_str("connection: close\r\n\r\n");
+    let mut answer = answer.into_bytes();
+    answer.extend_from_slice(&body);
+    if stream.write_all(&answer).await.is_ok() && stream.shutdown().await.is_ok() {
+        // A close with bytes unread would reset the connection, and the client would lose the answer.
+        let mut unread = [0; 1024];
+        while let Ok(1..) = tokio::io::AsyncReadExt::read(&mut stream, &mut unread).await {}
+    }
+}

@@ -1,0 +1,104 @@
+//! A session in force.
+
+use std::sync::{Arc, OnceLock};
+
+use tokio_util::sync::CancellationToken;
+
+use super::spec::SessionSpec;
+use crate::{
+    credentials::{BearerToken, CredentialError, TokenFile},
+    pod::SessionId,
+    status::Refusal,
+    upstream::Upstream,
+};
+
+/// A session in force: what every request under it needs. It lives until it ends or acts otherwise; a longer or
+/// shorter term alone leaves it standing, and what is open under it.
+pub struct LiveSession {
+    /// Its name.
+    pub id: SessionId,
+    /// Its terms when it came into force.
+    pub spec: SessionSpec,
+    /// Its way upstream, shared with no other session.
+    pub upstream: Upstream,
+    /// Cancelled when it ends.
+    pub ended: CancellationToken,
+    credential: Credential,
+    end: OnceLock<End>,
+}
+
+/// The credential that acts.
+#[derive(Debug, Clone)]
+pub enum Credential {
+    /// As it stands in the session.
+    Inline(BearerToken),
+    /// Read from a file: the session's, or the agent's own pod token.
+    File(TokenFile),
+}
+
+/// Why a session ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// Its time was up.
+    Expired,
+    /// Its declaration was taken away.
+    Removed,
+    /// Its declaration is refused now.
+    Refused,
+    /// It acts otherwise now: another identity, credential or server.
+    Changed,
+    /// The agent stops.
+    Stopping,
+}
+
+impl LiveSession {
+    /// A session that comes into force.
+    #[must_use]
+    pub fn new(id: SessionId, spec: SessionSpec, credential: Credential, upstream: Upstream) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            spec,
+            upstream,
+            ended: CancellationToken::new(),
+            credential,
+            end: OnceLock::new(),
+        })
+    }
+
+    /// The token to send now.
+    ///
+    /// # Errors
+    /// If there is none: unreadable, or expired.
+    pub fn token(&self) -> Result<BearerToken, CredentialError> {
+        match &self.credential {
+            Credential::Inline(token) => Ok(token.clone()),
+            Credential::File(file) => file.current(),
+        }
+    }
+
+    /// Ends it, and all that is open under it. Only the first reason counts.
+    pub fn end(&self, why: End) {
+        if self.end.set(why).is_ok() {
+            tracing::info!(session = %self.id, ?why, "a session ends");
+        }
+        self.ended.cancel();
+    }
+
+    /// What to answer a request that met the end.
+    #[must_use]
+    pub fn refusal(&self) -> Refusal {
+        match self.end.get() {
+            Some(End::Expired) => Refusal::SessionExpired,
+            Some(End::Removed | End::Changed) | None => Refusal::SessionRevoked,
+            Some(End::Refused) => Refusal::SessionInvalid,
+            Some(End::Stopping) => Refusal::Draining,
+        }
+    }
+}
+
+impl Drop for LiveSession {
+    /// The store is gone, or forgot it: nothing may stay open under it.
+    fn drop(&mut self) {
+        self.ended.cancel();
+    }
+}

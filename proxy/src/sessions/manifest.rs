@@ -1,0 +1,114 @@
+//! The text of a session as it stands in a file: shapes for serde, nothing parsed further.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use secrecy::SecretString;
+use serde::Deserialize;
+
+/// A document's outer layer, read first, so that a bad `spec` leaves the pods known.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Envelope {
+    pub(super) api_version: String,
+    pub(super) kind: String,
+    pub(super) metadata: Metadata,
+    #[serde(default)]
+    pub(super) spec: serde_json::Value,
+    #[serde(default)]
+    pub(super) pods: Vec<PodManifest>,
+}
+
+/// Labels, annotations and the like are allowed and not looked at.
+#[derive(Debug, Deserialize)]
+pub(super) struct Metadata {
+    #[serde(default)]
+    pub(super) name: String,
+    #[serde(default)]
+    pub(super) namespace: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct PodManifest {
+    pub(super) name: Option<String>,
+    pub(super) cgroup: PathBuf,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct SpecManifest {
+    pub(super) auth_method: String,
+    pub(super) impersonate: Option<ImpersonateManifest>,
+    pub(super) token: Option<SecretString>,
+    pub(super) token_file: Option<PathBuf>,
+    pub(super) server: Option<ServerManifest>,
+    pub(super) expires_at: Option<jiff::Timestamp>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct ImpersonateManifest {
+    pub(super) namespace: Option<String>,
+    pub(super) service_account_name: Option<String>,
+    pub(super) user: Option<String>,
+    pub(super) groups: Vec<String>,
+    pub(super) uid: Option<String>,
+    pub(super) extra: BTreeMap<String, Vec<String>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct ServerManifest {
+    pub(super) url: String,
+    pub(super) ca_file: Option<PathBuf>,
+    pub(super) server_name: Option<String>,
+}
+
+/// A parser's message without what it quotes of the file: a value in the wrong place may be a token. Short names in
+/// back-quotes stay, for they are what is to be mended.
+pub(super) fn without_values(message: &str) -> String {
+    const NAME: usize = 24;
+    let mut shown = String::with_capacity(message.len());
+    let mut rest = message;
+    while let Some(start) = rest.find(['"', '`']) {
+        let quote = if rest[start..].starts_with('"') { '"' } else { '`' };
+        let (before, quoted) = (&rest[..=start], &rest[start + 1..]);
+        // A quote within a value is escaped in double quotes; the last of them ends it either way.
+        let end = if quote == '"' {
+            quoted.rfind(quote)
+        } else {
+            quoted.find(quote)
+        };
+        let Some(end) = end else { break };
+        shown.push_str(before);
+        shown.push_str(if quote == '`' && end <= NAME {
+            &quoted[..end]
+        } else {
+            "..."
+        });
+        shown.push(quote);
+        rest = &quoted[end + 1..];
+    }
+    shown.push_str(rest);
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case("unknown field `tokne`, expected `token`", "unknown field `tokne`, expected `token`")]
+    #[case("unknown field `eyJhbGciOiJSUzI1NiIsImtpZCI6IiJ9.e30.x`", "unknown field `...`")]
+    #[case(
+        r#"invalid type: string "s3cr3t", expected a map"#,
+        r#"invalid type: string "...", expected a map"#
+    )]
+    #[case(r#"string "a\"b", expected "c""#, r#"string "...""#)]
+    #[case("line 3 column 4: no end", "line 3 column 4: no end")]
+    fn quotes_nothing_long(#[case] message: &str, #[case] shown: &str) {
+        assert_eq!(without_values(message), shown);
+    }
+}

@@ -1,0 +1,259 @@
+//! Upgrades: exec, attach and port-forward over WebSocket or SPDY/3.1.
+//!
+//! The protocol is not looked into here. Both sides become byte streams, and bytes pass as they come, each
+//! direction closed on its own, until both are or the session ends.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header};
+use hyper::{
+    body::{Body, Incoming},
+    upgrade::{OnUpgrade, Upgraded},
+};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, copy_bidirectional_with_sizes};
+use tokio_util::task::TaskTracker;
+
+use crate::{body::ResponseBody, exchange::Exchange, identity, sessions::live::LiveSession, status::Refusal};
+
+/// What each direction of a pipe may hold.
+const PIPE_BUFFER: usize = 16 * 1024;
+
+/// A client's wish to go on in another protocol.
+pub struct Upgrade {
+    protocol: Protocol,
+    client: Handover,
+}
+
+/// The client's connection, once hyper has no more use for it.
+///
+/// hyper hands over every connection on which an upgrade was asked for, also where it was refused and the connection
+/// served on: then it must be closed here, or the client would see it end without a `close_notify`.
+struct Handover(Option<OnUpgrade>);
+
+impl Drop for Handover {
+    fn drop(&mut self) {
+        if let Some(client) = self.0.take() {
+            tokio::spawn(async move {
+                if let Ok(client) = client.await {
+                    // The client is gone, or is told that nothing more comes; either way that's all.
+                    let _ = TokioIo::new(client).shutdown().await;
+                }
+            });
+        }
+    }
+}
+
+/// The protocols that Kubernetes upgrades to. Others are refused: what can't be named can't be judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Protocol {
+    WebSocket,
+    Spdy,
+}
+
+impl Protocol {
+    fn parse(name: &[u8]) -> Option<Self> {
+        if name.eq_ignore_ascii_case(b"websocket") {
+            Some(Self::WebSocket)
+        } else if name.eq_ignore_ascii_case(b"SPDY/3.1") {
+            Some(Self::Spdy)
+        } else {
+            None
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::WebSocket => "websocket",
+            Self::Spdy => "SPDY/3.1",
+        }
+    }
+}
+
+/// Whether a request asks for an upgrade, and to what. Without `Connection: upgrade` an `Upgrade` field is only
+/// an offer, and is ignored (RFC 9110, section 7.8).
+///
+/// # Errors
+/// An unknown protocol, or a request with a body.
+pub fn requested(request: &mut Request<Incoming>) -> Result<Option<Upgrade>, Refusal> {
+    if request.version() != Version::HTTP_11 || !request.headers().contains_key(header::UPGRADE) {
+        return Ok(None);
+    }
+    let client = Handover(Some(hyper::upgrade::on(&mut *request)));
+    let Some(protocol) = protocol(request.headers())? else {
+        return Ok(None);
+    };
+    if !request.body().is_end_stream() {
+        return Err(Refusal::BadRequest);
+    }
+    Ok(Some(Upgrade { protocol, client }))
+}
+
+fn protocol(headers: &HeaderMap) -> Result<Option<Protocol>, Refusal> {
+    let asks = identity::list_members(headers, &header::CONNECTION).any(|name| name.eq_ignore_ascii_case(b"upgrade"));
+    if !asks || !headers.contains_key(header::UPGRADE) {
+        return Ok(None);
+    }
+    let mut names = identity::list_members(headers, &header::UPGRADE);
+    match (names.next().and_then(Protocol::parse), names.next()) {
+        (Some(protocol), None) => Ok(Some(protocol)),
+        _ => Err(Refusal::UnknownUpgrade),
+    }
+}
+
+impl Upgrade {
+    /// Puts the wish on a request that has been stripped and dressed.
+    pub fn ask(&self, headers: &mut HeaderMap) {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+        headers.insert(header::UPGRADE, HeaderValue::from_static(self.protocol.name()));
+    }
+
+    /// Hands the upstream's 101 to the client and joins the two byte streams.
+    ///
+    /// # Errors
+    /// If the upstream switched to another protocol than was asked for.
+    pub fn switch(
+        mut self,
+        mut answer: Response<Incoming>,
+        session: &LiveSession,
+        exchange: Arc<Exchange>,
+        streams: &TaskTracker,
+    ) -> Result<Response<ResponseBody>, Refusal> {
+        let switched = identity::list_members(answer.headers(), &header::UPGRADE)
+            .next()
+            .and_then(Protocol::parse);
+        if switched != Some(self.protocol) {
+            tracing::error!(session = %session.id, "the upstream switched to a protocol that wasn't asked for");
+            return Err(Refusal::UpstreamFailed);
+        }
+        let Some(client) = self.client.0.take() else {
+            return Err(Refusal::Internal);
+        };
+        let upstream = hyper::upgrade::on(&mut answer);
+        let mut headers = std::mem::take(answer.headers_mut());
+        identity::strip_response(&mut headers);
+        self.ask(&mut headers);
+        exchange.upgraded(self.protocol.name());
+        let ended = session.ended.clone();
+        let gone = exchange.pod().gone.clone();
+        let id = session.id.clone();
+        streams.spawn(async move {
+            tokio::select! {
+                piped = pipe(client, upstream, &exchange) => if let Err(error) = piped {
+                    tracing::debug!(session = %id, %error, "an upgraded stream broke off");
+                    exchange.cut_short();
+                },
+                () = ended.cancelled() => exchange.cut_short(),
+                () = gone.cancelled() => exchange.cut_short(),
+            }
+        });
+        let mut response = Response::new(ResponseBody::ours(Bytes::new()));
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        *response.headers_mut() = headers;
+        Ok(response)
+    }
+}
+
+/// A pipe broke.
+#[derive(Debug, thiserror::Error)]
+enum PipeError {
+    #[error("the switch didn't come about: {0}")]
+    Switch(#[from] hyper::Error),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Carries bytes both ways. hyper hands over what either peer sent right behind its head, once and first.
+async fn pipe(client: OnUpgrade, upstream: OnUpgrade, exchange: &Exchange) -> Result<(), PipeError> {
+    let (client, upstream) = tokio::try_join!(client, upstream)?;
+    let mut client = Counted {
+        io: TokioIo::new(client),
+        count: |read| exchange.count_request_bytes(read),
+    };
+    let mut upstream = Counted {
+        io: TokioIo::new(upstream),
+        count: |read| exchange.count_response_bytes(read),
+    };
+    copy_bidirectional_with_sizes(&mut client, &mut upstream, PIPE_BUFFER, PIPE_BUFFER).await?;
+    Ok(())
+}
+
+/// Tells how much was read.
+struct Counted<F> {
+    io: TokioIo<Upgraded>,
+    count: F,
+}
+
+impl<F: Fn(u64) + Unpin> AsyncRead for Counted<F> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        match ready!(Pin::new(&mut self.io).poll_read(cx, buf)) {
+            // Without a close_notify: the end all the same. What came before it has still to reach the other side, and
+            // whether it was whole, the protocol inside knows.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Poll::Ready(Ok(())),
+            outcome => outcome?,
+        }
+        (self.count)((buf.filled().len() - before) as u64);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<F: Unpin> AsyncWrite for Counted<F> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case::none(&[], Ok(None))]
+    #[case::offer_only(&[("upgrade", "websocket")], Ok(None))]
+    #[case::no_field(&[("connection", "upgrade")], Ok(None))]
+    #[case::websocket(&[("connection", "Upgrade"), ("upgrade", "websocket")], Ok(Some(Protocol::WebSocket)))]
+    #[case::keep_alive(
+        &[("connection", "keep-alive, Upgrade"), ("upgrade", "WebSocket")], Ok(Some(Protocol::WebSocket))
+    )]
+    #[case::two_lines(
+        &[("connection", "keep-alive"), ("connection", "upgrade"), ("upgrade", "SPDY/3.1")], Ok(Some(Protocol::Spdy))
+    )]
+    #[case::h2c(&[("connection", "upgrade, http2-settings"), ("upgrade", "h2c")], Err(Refusal::UnknownUpgrade))]
+    #[case::choice(&[("connection", "upgrade"), ("upgrade", "websocket, SPDY/3.1")], Err(Refusal::UnknownUpgrade))]
+    fn recognises(#[case] lines: &[(&'static str, &str)], #[case] expected: Result<Option<Protocol>, Refusal>) {
+        let mut headers = HeaderMap::new();
+        for (name, value) in lines {
+            headers.append(*name, value.parse().unwrap());
+        }
+        assert_eq!(protocol(&headers), expected);
+    }
+}

@@ -1,0 +1,343 @@
+//! The connections of one session to its server: as many as its concurrent streams need.
+//!
+//! Every session has a pool of its own, so that one session's stalls, resets and refusals touch no other.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout_at},
+};
+
+use super::{
+    UpstreamBody, UpstreamError,
+    dial::{ALPN_ANY, ALPN_HTTP1, dial},
+    h1::{Idle, Lease},
+    h2::{self, Connection, Slot},
+    roots::Roots,
+    target::Target,
+};
+use crate::body::RequestBody;
+
+/// An idle HTTP/1.1 connection is not used again after so long: servers close theirs at about twice that.
+const HTTP1_IDLE: Duration = Duration::from_secs(45);
+/// How many idle HTTP/1.1 connections are kept.
+const HTTP1_IDLE_MOST: usize = 32;
+/// How many HTTP/2 connections a pool may have: 10,000 watches at 100 streams each, ten times over.
+const HTTP2_MOST: usize = 1_000;
+/// How long a request waits for a stream: longer than a dial and its greeting may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// What a server is expected to allow before the first connection has said: the smaller of the limits that
+/// kube-apiserver has had (250, then 100).
+const STREAMS_EXPECTED: usize = 100;
+
+/// A session's way upstream. Cheap to clone.
+#[derive(Clone)]
+pub struct Upstream(Arc<Shared>);
+
+/// What the pool's connections know of it.
+pub(super) struct Shared {
+    url: Target,
+    roots: Roots,
+    state: Mutex<State>,
+    changed: Notify,
+    counts: Arc<DialCounts>,
+}
+
+#[derive(Default)]
+struct State {
+    protocol: Option<Protocol>,
+    http2: Vec<Arc<Connection>>,
+    http1: Vec<Idle>,
+    dialing: usize,
+    waiting: usize,
+    /// Streams that the newest connection allowed.
+    allowed: Option<usize>,
+    /// Dials that failed so far, and how the last did.
+    failures: u64,
+    failed: Option<Arc<UpstreamError>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Protocol {
+    Http1,
+    Http2,
+}
+
+/// Connections opened, by protocol, over all pools that share it.
+#[derive(Debug, Default)]
+pub struct DialCounts {
+    /// HTTP/2.
+    pub http2: AtomicU64,
+    /// HTTP/1.1, upgrades included.
+    pub http1: AtomicU64,
+    /// Dials that failed.
+    pub failed: AtomicU64,
+}
+
+enum Found {
+    Slot(Slot),
+    Lease(Lease),
+    Dial,
+    Wait,
+    Failed(Arc<UpstreamError>),
+}
+
+/// What came of a dial.
+enum Dialled {
+    Http2(Arc<Connection>),
+    Http1(Lease),
+}
+
+impl Upstream {
+    /// An empty pool; the first request dials.
+    #[must_use]
+    pub fn new(url: Target, roots: Roots, counts: Arc<DialCounts>) -> Self {
+        Self(Arc::new(Shared {
+            url,
+            roots,
+            state: Mutex::default(),
+            changed: Notify::new(),
+            counts,
+        }))
+    }
+
+    /// Where it goes.
+    #[must_use]
+    pub fn url(&self) -> &Target {
+        &self.0.url
+    }
+
+    /// Sends a request and waits for the head of the answer. Redirects are not followed.
+    ///
+    /// A request is sent a second time only where it is certain that it wasn't begun, or where the server says
+    /// that it wasn't and the request is safe and without a body.
+    ///
+    /// # Errors
+    /// If no connection comes about, or the one that carries the request fails before an answer.
+    pub async fn send(&self, mut request: Request<RequestBody>) -> Result<Response<UpstreamBody>, UpstreamError> {
+        let mut repeat = h2::repeatable(&request);
+        loop {
+            let (error, unsent) = match self.connection().await? {
+                Found::Slot(slot) => match h2::send(slot, &self.0.url, request).await {
+                    Ok(answer) => return Ok(answer),
+                    Err(failed) => failed,
+                },
+                Found::Lease(lease) => match lease.send(&self.0.url, request).await {
+                    Ok(answer) => return Ok(answer),
+                    Err(failed) => failed,
+                },
+                Found::Dial => match self.0.dial().await? {
+                    Dialled::Http2(connection) => {
+                        self.0.add(connection);
+                        continue;
+                    }
+                    Dialled::Http1(lease) => {
+                        let answer = lease.send(&self.0.url, request).await;
+                        return answer.map_err(|(error, _)| error);
+                    }
+                },
+                Found::Wait => continue,
+                Found::Failed(error) => return Err(UpstreamError::Shared(error)),
+            };
+            // Each such connection is marked and not offered again, so that this comes to an end.
+            request = match unsent {
+                Some(unsent) => unsent,
+                None if h2::refused_unprocessed(&error) => match repeat.take() {
+                    Some(repeat) => repeat,
+                    None => return Err(error),
+                },
+                None => return Err(error),
+            };
+            tracing::debug!(%error, "an upstream connection took no request; on another");
+        }
+    }
+
+    /// Sends a request that asks for an upgrade, on an HTTP/1.1 connection of its own.
+    ///
+    /// # Errors
+    /// If the connection doesn't come about or fails before an answer.
+    pub async fn send_upgrade(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, UpstreamError> {
+        let dialled = async {
+            let (tls, vouched) = self.0.roots.client_config(&ALPN_HTTP1).await?;
+            Lease::open(dial(&self.0.url, tls).await?, vouched, Weak::new()).await
+        };
+        let lease = dialled.await;
+        let spoken = lease.as_ref().ok().map(|_| Protocol::Http1);
+        self.0.counts.of(spoken).fetch_add(1, Ordering::Relaxed);
+        lease?.send_upgrade(&self.0.url, request).await
+    }
+
+    /// Finds a place on a connection, or waits for one to come about.
+    async fn connection(&self) -> Result<Found, UpstreamError> {
+        let mut failures_before = None;
+        let patience = Instant::now() + PATIENCE;
+        let _waiting = Waiting::begin(&self.0);
+        loop {
+            let changed = self.0.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            match Shared::look(&self.0, &mut failures_before) {
+                Found::Wait => {}
+                found => return Ok(found),
+            }
+            if timeout_at(patience, changed).await.is_err() {
+                return Err(UpstreamError::Exhausted);
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// Looks for a place, and starts as many dials as those who wait will need.
+    ///
+    /// `failures_before` is the count of failed dials when the request began to wait. Once a dial has failed since, it
+    /// starts no more, but makes do with what others get.
+    fn look(this: &Arc<Self>, failures_before: &mut Option<u64>) -> Found {
+        let home = Arc::downgrade(this);
+        let mut state = this.state();
+        if state.protocol == Some(Protocol::Http1) {
+            let now = Instant::now();
+            state
+                .http1
+                .retain(|idle| idle.usable(now, HTTP1_IDLE) && this.roots.are(idle.vouched()));
+            let idle = state.http1.pop();
+            return idle.map_or(Found::Dial, |idle| Found::Lease(idle.lend(home)));
+        }
+        state
+            .http2
+            .retain(|connection| connection.usable() && this.roots.are(connection.vouched()));
+        if let Some(slot) = state.http2.iter().find_map(|connection| connection.reserve(&home)) {
+            return Found::Slot(slot);
+        }
+        if state.failures > *failures_before.get_or_insert(state.failures) {
+            return match &state.failed {
+                Some(error) if state.dialing == 0 && state.http2.is_empty() => Found::Failed(Arc::clone(error)),
+                _ => Found::Wait,
+            };
+        }
+        let needed = state.waiting.div_ceil(state.allowed.unwrap_or(STREAMS_EXPECTED));
+        while state.dialing < needed && state.http2.len() + state.dialing < HTTP2_MOST {
+            state.dialing += 1;
+            // In a task of its own, so that a client that goes away doesn't undo the dial for the others.
+            tokio::spawn(Self::add_connection(home.clone()));
+        }
+        Found::Wait
+    }
+
+    async fn add_connection(home: Weak<Self>) {
+        let Some(this) = home.upgrade() else { return };
+        let dialled = this.dial().await;
+        match dialled {
+            Ok(Dialled::Http2(connection)) => this.add(connection),
+            Ok(Dialled::Http1(lease)) => {
+                this.state().protocol = Some(Protocol::Http1);
+                lease.give_back();
+            }
+            Err(error) => {
+                tracing::warn!(%error, server = %this.url, "the upstream can't be reached");
+                let mut state = this.state();
+                state.failures += 1;
+                state.failed = Some(Arc::new(error));
+            }
+        }
+        this.state().dialing -= 1;
+        this.changed.notify_waiters();
+    }
+
+    /// Opens a connection, and speaks on it what the server prefers.
+    async fn dial(self: &Arc<Self>) -> Result<Dialled, UpstreamError> {
+        let home = Arc::downgrade(self);
+        let dialled = async {
+            let (tls, vouched) = self.roots.client_config(&ALPN_ANY).await?;
+            let io = dial(&self.url, tls).await?;
+            if io.get_ref().1.alpn_protocol() == Some(b"h2") {
+                Connection::open(io, vouched, home, &self.url).await.map(Dialled::Http2)
+            } else {
+                Lease::open(io, vouched, home).await.map(Dialled::Http1)
+            }
+        };
+        let dialled = dialled.await;
+        let spoken = match &dialled {
+            Ok(Dialled::Http2(_)) => Some(Protocol::Http2),
+            Ok(Dialled::Http1(_)) => Some(Protocol::Http1),
+            Err(_) => None,
+        };
+        self.counts.of(spoken).fetch_add(1, Ordering::Relaxed);
+        dialled
+    }
+
+    fn add(&self, connection: Arc<Connection>) {
+        let mut state = self.state();
+        state.allowed = Some(connection.limit());
+        state.protocol = Some(Protocol::Http2);
+        state.http2.push(connection);
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    /// A stream has closed.
+    pub(super) fn place_freed(&self) {
+        self.changed.notify_one();
+    }
+
+    /// An HTTP/2 connection has ended: those who wait look again, and dial.
+    pub(super) fn connection_ended(&self) {
+        self.state().http2.retain(|connection| connection.usable());
+        self.changed.notify_waiters();
+    }
+
+    /// An HTTP/1.1 connection is free again.
+    pub(super) fn give_back(&self, idle: Idle) {
+        let mut state = self.state();
+        if state.http1.len() < HTTP1_IDLE_MOST {
+            state.http1.push(idle);
+        }
+    }
+
+    /// A poisoned lock is taken over: each change under it is whole before anything can panic.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl DialCounts {
+    /// Each count by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        [("http2", &self.http2), ("http1", &self.http1), ("failed", &self.failed)]
+            .map(|(name, count)| (name, count.load(Ordering::Relaxed)))
+            .into_iter()
+    }
+
+    fn of(&self, spoken: Option<Protocol>) -> &AtomicU64 {
+        match spoken {
+            Some(Protocol::Http2) => &self.http2,
+            Some(Protocol::Http1) => &self.http1,
+            None => &self.failed,
+        }
+    }
+}
+
+/// Counts a request among those who wait for a place.
+struct Waiting<'s>(&'s Shared);
+
+impl<'s> Waiting<'s> {
+    fn begin(shared: &'s Shared) -> Self {
+        shared.state().waiting += 1;
+        Self(shared)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.state().waiting -= 1;
+    }
+}

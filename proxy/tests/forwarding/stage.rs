@@ -1,0 +1,389 @@
+//! An upstream that does as a test says, the agent's inbound side, and clients of it.
+
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    path::Path,
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use http::{Request, Response, request::Parts};
+use http_body_util::{BodyExt, Full, combinators::BoxBody};
+use hyper::{body::Incoming, client::conn, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use prometheus_client::metrics::counter::Counter;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::{
+    ClientConfig, RootCertStore, ServerConfig,
+    crypto::aws_lc_rs,
+    pki_types::{PrivateKeyDer, ServerName},
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Notify, mpsc, watch},
+};
+use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use understudy::{
+    audit::Audit,
+    clock::Clock,
+    credentials::TokenFile,
+    forward::Forwarder,
+    inbound::Server,
+    metrics::Metrics,
+    pod::{CgroupId, ClientAddr, EnrolledPod, Inbound, OriginalDst, SessionId, WantedPod},
+    sessions::{
+        Declared,
+        live::Credential,
+        spec::SessionSpec,
+        store::{Outfitter, SessionLookup, Store},
+    },
+    trust::{
+        own_ca::{ServedNames, serve_own_ca},
+        roots::UpstreamRoots,
+        serving::server_config,
+    },
+    upstream::{Upstream, pool::DialCounts, roots::Roots, target::Target},
+};
+
+pub(crate) type Answer = Response<BoxBody<Bytes, Infallible>>;
+type Handler = Arc<dyn Fn(Request<Incoming>) -> Pin<Box<dyn Future<Output = Answer> + Send>> + Send + Sync>;
+
+/// An answer with a whole body.
+pub(crate) fn whole(body: impl Into<Bytes>) -> Answer {
+    Response::new(Full::new(body.into()).boxed())
+}
+
+/// How the upstream is.
+#[derive(Clone)]
+pub(crate) struct Terms {
+    pub(crate) alpn: Vec<&'static str>,
+    pub(crate) streams: u32,
+    pub(crate) spec: serde_json::Value,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self {
+            alpn: vec!["h2", "http/1.1"],
+            streams: 100,
+            spec: serde_json::json!({
+                "authMethod": "gateway-kubernetes-auth",
+                "impersonate": {"namespace": "prod", "serviceAccountName": "viewer"},
+            }),
+        }
+    }
+}
+
+/// What the upstream saw.
+#[derive(Default)]
+pub(crate) struct Seen {
+    pub(crate) heads: Mutex<Vec<Parts>>,
+    pub(crate) connections: AtomicUsize,
+    /// Has every HTTP/2 connection say GOAWAY.
+    pub(crate) go_away: Notify,
+}
+
+impl Seen {
+    pub(crate) fn count(&self) -> usize {
+        self.heads.lock().unwrap().len()
+    }
+
+    pub(crate) fn only(&self) -> Parts {
+        let heads = self.heads.lock().unwrap();
+        assert_eq!(heads.len(), 1, "the upstream saw one request");
+        heads[0].clone()
+    }
+}
+
+/// The whole arrangement.
+pub(crate) struct Stage {
+    pub(crate) seen: Arc<Seen>,
+    pub(crate) pod: Arc<EnrolledPod>,
+    pub(crate) dials: Arc<DialCounts>,
+    pub(crate) drain: CancellationToken,
+    declare: mpsc::Sender<Vec<Declared>>,
+    sessions: SessionLookup,
+    listener: TcpListener,
+    inbound: mpsc::Sender<Inbound>,
+    roots: RootCertStore,
+    directory: tempfile::TempDir,
+}
+
+struct Outfit {
+    target: Target,
+    roots: Roots,
+    dials: Arc<DialCounts>,
+}
+
+impl Outfitter for Outfit {
+    fn upstream(&self, _: &SessionSpec) -> Upstream {
+        Upstream::new(self.target.clone(), self.roots.clone(), Arc::clone(&self.dials))
+    }
+
+    fn own_token(&self) -> Credential {
+        Credential::Inline("agent-token".parse().unwrap())
+    }
+
+    async fn token_file(&self, path: &Path) -> Credential {
+        Credential::File(TokenFile::follow(path, Clock::system(), Counter::default()).await)
+    }
+}
+
+impl Stage {
+    pub(crate) async fn new<F, R>(terms: Terms, handler: F) -> Self
+    where
+        F: Fn(Request<Incoming>) -> R + Send + Sync + 'static,
+        R: Future<Output = Answer> + Send + 'static,
+    {
+        let directory = tempfile::tempdir().unwrap();
+        let seen = Arc::new(Seen::default());
+        let handler: Handler = Arc::new(move |request| Box::pin(handler(request)));
+        let address = start_upstream(directory.path(), &terms, Arc::clone(&seen), handler).await;
+        Self::before(directory, address, terms, seen).await
+    }
+
+    /// The agent before an upstream at `address`, whose CA is `upstream.crt` in `directory`.
+    pub(crate) async fn before(
+        directory: tempfile::TempDir,
+        address: SocketAddr,
+        terms: Terms,
+        seen: Arc<Seen>,
+    ) -> Self {
+        let failures = Counter::default();
+        let roots = UpstreamRoots::follow(directory.path().join("upstream.crt"), failures.clone())
+            .await
+            .unwrap();
+        let dials = Arc::new(DialCounts::default());
+        let outfit = Outfit {
+            target: Target::parse(&format!("https://{address}"), None).unwrap(),
+            roots: Roots::followed(roots),
+            dials: Arc::clone(&dials),
+        };
+        let (store, sessions, _) = Store::new(outfit, Clock::system());
+        let (declare, declared) = mpsc::channel(1);
+        tokio::spawn(store.run(declared, CancellationToken::new()));
+
+        let (_names, names) = watch::channel(ServedNames::default());
+        let certificate = serve_own_ca(directory.path().join("ca"), names, Clock::system(), failures)
+            .await
+            .unwrap();
+        let mut client_roots = RootCertStore::empty();
+        let ca = std::fs::read(directory.path().join("ca/ca.crt")).unwrap();
+        for certificate in rustls_pem(&ca) {
+            client_roots.add(certificate).unwrap();
+        }
+        let metrics = Arc::new(Metrics::new());
+        let drain = CancellationToken::new();
+        let server = Server {
+            forwarder: Arc::new(Forwarder {
+                sessions: sessions.clone(),
+                clock: Clock::system(),
+                audit: Audit::discarding(),
+                metrics: Arc::clone(&metrics),
+                node: Arc::from("node"),
+                streams: TaskTracker::new(),
+            }),
+            tls: server_config(certificate).unwrap(),
+            allow_plain_http: false,
+            metrics,
+            drain: drain.clone(),
+        };
+        let (inbound, accepted) = mpsc::channel(16);
+        tokio::spawn(server.run(accepted, TaskTracker::new()));
+        let session: SessionId = "support/alice".parse().unwrap();
+        let pod = Arc::new(EnrolledPod {
+            wanted: WantedPod {
+                cgroup: "kubepods/pod1".into(),
+                name: Arc::from("shell-0"),
+                session,
+            },
+            cgroup_id: CgroupId(1),
+            gone: CancellationToken::new(),
+        });
+        let stage = Self {
+            seen,
+            pod,
+            dials,
+            drain,
+            declare,
+            sessions,
+            listener: TcpListener::bind("127.0.0.1:0").await.unwrap(),
+            inbound,
+            roots: client_roots,
+            directory,
+        };
+        stage.declare(Some(terms.spec)).await;
+        stage
+    }
+
+    /// Puts a session in force, or takes it away.
+    pub(crate) async fn declare(&self, spec: Option<serde_json::Value>) {
+        let id = self.pod.wanted.session.clone();
+        let wanted_in_force = spec.is_some();
+        let declared = spec.map(|spec| Declared {
+            id: id.clone(),
+            pods: vec![self.pod.wanted.clone()],
+            spec: SessionSpec::parse(spec),
+        });
+        let refused = declared.as_ref().is_some_and(|declared| declared.spec.is_err());
+        self.declare.send(declared.into_iter().collect()).await.unwrap();
+        if refused {
+            return;
+        }
+        while self.sessions.snapshot().in_force(&id).is_some() != wanted_in_force {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Where the upstream's CA is.
+    pub(crate) fn upstream_ca(&self) -> std::path::PathBuf {
+        self.directory.path().join("upstream.crt")
+    }
+
+    /// A connection of the pod's, as the enroller hands it over.
+    pub(crate) async fn tcp(&self) -> TcpStream {
+        let (client, accepted) = tokio::join!(
+            TcpStream::connect(self.listener.local_addr().unwrap()),
+            self.listener.accept()
+        );
+        let (stream, client_address) = accepted.unwrap();
+        let inbound = Inbound {
+            stream,
+            pod: Arc::clone(&self.pod),
+            original_dst: OriginalDst("10.96.0.1:443".parse().unwrap()),
+            client: ClientAddr(client_address),
+        };
+        self.inbound.send(inbound).await.unwrap();
+        client.unwrap()
+    }
+
+    pub(crate) async fn tls(&self, alpn: &str) -> TlsStream<TcpStream> {
+        let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(self.roots.clone())
+            .with_no_client_auth();
+        config.alpn_protocols = vec![alpn.as_bytes().to_vec()];
+        let name = ServerName::try_from("kubernetes.default.svc").unwrap();
+        TlsConnector::from(Arc::new(config))
+            .connect(name, self.tcp().await)
+            .await
+            .unwrap()
+    }
+
+    pub(crate) async fn http1(&self) -> conn::http1::SendRequest<BoxBody<Bytes, Infallible>> {
+        let (sender, connection) = conn::http1::handshake(TokioIo::new(self.tls("http/1.1").await))
+            .await
+            .unwrap();
+        tokio::spawn(connection.with_upgrades());
+        sender
+    }
+
+    pub(crate) async fn http2(&self) -> conn::http2::SendRequest<BoxBody<Bytes, Infallible>> {
+        let io = TokioIo::new(self.tls("h2").await);
+        let (sender, connection) = conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+        tokio::spawn(connection);
+        sender
+    }
+}
+
+/// A request without a body, as a client in a pod sends it.
+pub(crate) fn get(path: &str) -> Request<BoxBody<Bytes, Infallible>> {
+    Request::get(format!("https://kubernetes.default.svc{path}"))
+        .header("host", "kubernetes.default.svc")
+        .header("authorization", "Bearer pod-token")
+        .body(Full::default().boxed())
+        .unwrap()
+}
+
+/// The same in origin form, for HTTP/1.1.
+pub(crate) fn get1(path: &str) -> Request<BoxBody<Bytes, Infallible>> {
+    let mut request = get(path);
+    *request.uri_mut() = path.parse().unwrap();
+    request
+}
+
+pub(crate) async fn text(response: Response<Incoming>) -> String {
+    String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
+}
+
+/// A server certificate for 127.0.0.1 under a CA whose certificate is written to `upstream.crt`.
+pub(crate) fn upstream_tls(directory: &Path, alpn: &[&str]) -> ServerConfig {
+    let ca_key = KeyPair::generate().unwrap();
+    let mut ca = CertificateParams::default();
+    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    std::fs::write(directory.join("upstream.crt"), ca.self_signed(&ca_key).unwrap().pem()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let leaf = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    let leaf = leaf.signed_by(&key, &Issuer::new(ca, ca_key)).unwrap();
+    let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![leaf.der().clone()],
+            PrivateKeyDer::Pkcs8(key.serialize_der().into()),
+        )
+        .unwrap();
+    config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+    config
+}
+
+async fn start_upstream(directory: &Path, terms: &Terms, seen: Arc<Seen>, handler: Handler) -> SocketAddr {
+    let tls = TlsAcceptor::from(Arc::new(upstream_tls(directory, &terms.alpn)));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let streams = terms.streams;
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let (tls, seen, handler) = (tls.clone(), Arc::clone(&seen), Arc::clone(&handler));
+            tokio::spawn(async move {
+                let Ok(stream) = tls.accept(stream).await else { return };
+                seen.connections.fetch_add(1, Ordering::SeqCst);
+                let told = Arc::clone(&seen);
+                let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                let service = service_fn(move |request: Request<Incoming>| {
+                    let (head, body) = request.into_parts();
+                    seen.heads.lock().unwrap().push(head.clone());
+                    let answer = handler(Request::from_parts(head, body));
+                    async move { Ok::<_, Infallible>(answer.await) }
+                });
+                let io = TokioIo::new(stream);
+                if http2 {
+                    let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                        .max_concurrent_streams(streams)
+                        .serve_connection(io, service);
+                    let mut connection = std::pin::pin!(connection);
+                    tokio::select! {
+                        _ = connection.as_mut() => {}
+                        () = told.go_away.notified() => {
+                            connection.as_mut().graceful_shutdown();
+                            let _ = connection.await;
+                        }
+                    }
+                } else {
+                    let _ = hyper::server::conn::http1::Builder::new()
+                        .half_close(true)
+                        .serve_connection(io, service)
+                        .with_upgrades()
+                        .await;
+                }
+            });
+        }
+    });
+    address
+}
+
+fn rustls_pem(pem: &[u8]) -> Vec<rustls::pki_types::CertificateDer<'static>> {
+    use rustls::pki_types::pem::PemObject;
+    rustls::pki_types::CertificateDer::pem_slice_iter(pem)
+        .map(Result::unwrap)
+        .collect()
+}
