@@ -4,6 +4,10 @@
 
 #![deny(unsafe_code)]
 
+// The agent as a whole.
+pub mod app;
+pub mod cli;
+
 // What everything stands on.
 pub mod clock;
 pub mod environment;
@@ -46,3 +50,4 @@ pub mod audit;
 pub mod metrics;
 
 pub mod admin;
+pub mod check;

@@ -1,0 +1,101 @@
+//! Builds the agent, starts it, and takes it down, top-down: [`run`], [`agent`].
+
+mod agent;
+mod outfit;
+
+use std::{io, process::ExitCode};
+
+use anyhow::Context;
+use nix::sys::{
+    prctl,
+    resource::{Resource, getrlimit, setrlimit},
+};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use self::agent::Agent;
+use crate::{
+    check,
+    cli::{AgentOptions, CheckOptions, Command, LogFormat, Output},
+    kernel,
+};
+
+/// Runs a command to its end.
+///
+/// # Errors
+/// What stands in the way, with what to do about it.
+pub async fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Agent(options) => run_agent(*options).await.map(|()| ExitCode::SUCCESS),
+        Command::Check(options) => run_check(&options).await,
+        Command::Uninstall { pin_dir } => {
+            kernel::uninstall(&pin_dir)?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// Starts the log on standard error; its level is set by `RUST_LOG`, `info` where that says nothing.
+pub fn start_logging(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr);
+    match format {
+        LogFormat::Text => log.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).init(),
+        LogFormat::Json => log.json().init(),
+    }
+}
+
+async fn run_check(options: &CheckOptions) -> anyhow::Result<ExitCode> {
+    let report = check::run(options, |variable| std::env::var(variable).ok()).await;
+    report.write(&mut io::stdout(), options.output == Output::Json)?;
+    Ok(ExitCode::from(u8::from(!report.passed())))
+}
+
+async fn run_agent(options: AgentOptions) -> anyhow::Result<()> {
+    guard_process()?;
+    let mut signals = Signals::new()?;
+    let deadline = options.drain_deadline;
+    let agent = Agent::start(options).await?;
+    loop {
+        tokio::select! {
+            _ = signals.terminate.recv() => break,
+            _ = signals.interrupt.recv() => break,
+            _ = signals.hangup.recv() => agent.reopen_audit_log(),
+        }
+    }
+    tracing::info!(?deadline, "draining: no new connections, open streams may end");
+    tokio::select! {
+        () = agent.drain(deadline) => {}
+        _ = signals.interrupt.recv() => tracing::warn!("interrupted: open streams are cut"),
+    }
+    Ok(())
+}
+
+/// Before the first secret is read: no core dump holds one, and nobody of the same user reads it from memory
+/// (invariant 3). And as many descriptors as the system grants, for two go with every connection.
+fn guard_process() -> anyhow::Result<()> {
+    prctl::set_dumpable(false).context("prctl(PR_SET_DUMPABLE)")?;
+    setrlimit(Resource::RLIMIT_CORE, 0, 0).context("setrlimit(RLIMIT_CORE)")?;
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).context("setrlimit(RLIMIT_NOFILE)")?;
+    Ok(())
+}
+
+/// Signals are caught from the start, so that one that comes while the agent starts isn't lost.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}

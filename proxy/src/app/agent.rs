@@ -1,0 +1,447 @@
+//! The agent on one node: its parts, in the order in which they are started and taken down.
+//!
+//! The order is part of the design. Nothing is turned in the kernel before what it is turned to is there, and what an
+//! earlier agent left in force stays so until then (invariants 1 and 6).
+
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use prometheus_client::registry::Registry;
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, timeout_at},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::outfit::Outfit;
+use crate::{
+    admin::{Admin, Condition, Readiness},
+    audit::Audit,
+    cli::{AgentOptions, KernelOptions, TrustMode, TrustOptions},
+    clock::Clock,
+    credentials::TokenFile,
+    enrol::{self, Enrolment, Leftovers, PodStatus},
+    environment::ApiServerUrl,
+    files::FileWatch,
+    forward::Forwarder,
+    inbound,
+    kernel::{
+        Kernel, Options as KernelInstallation,
+        cgroup::{self, CgroupRoot},
+    },
+    metrics::{Followed, Metrics, register_counts, register_gauge},
+    pod::{Inbound, WantedPod},
+    sessions::{
+        Declared,
+        files::{Reading, SessionFiles},
+        store::{SessionLookup, Store},
+    },
+    trust::{
+        own_ca::{ServedNames, serve_own_ca},
+        pair::serve_pair,
+        roots::UpstreamRoots,
+        serving::{ServingCert, server_config},
+    },
+    upstream::{pool::DialCounts, roots::Roots, target::Target},
+};
+
+/// Connections accepted and not yet served. Small: all that is left to do for one is to spawn its task.
+const INBOUND_BACKLOG: usize = 128;
+/// How long the last audit events may take to be written.
+const AUDIT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A running agent.
+pub(super) struct Agent {
+    audit: Audit,
+    readiness: Condition,
+    enrolment: Enrolment,
+    connections: TaskTracker,
+    streams: TaskTracker,
+    /// Cancelled in this order.
+    no_new_connections: CancellationToken,
+    no_new_requests: CancellationToken,
+    end_sessions: CancellationToken,
+    stop_admin: CancellationToken,
+}
+
+impl Agent {
+    /// Starts everything, and returns once tagged pods are served.
+    ///
+    /// # Errors
+    /// What stands in the way. Nothing is left half in force: what was pinned before stays, and refuses.
+    pub(super) async fn start(options: AgentOptions) -> anyhow::Result<Self> {
+        let clock = Clock::system();
+        let metrics = Metrics::new();
+        let mut registry = metrics.registry();
+        let readiness = Readiness::default();
+        let serving = readiness.condition("serving");
+        let no_new_connections = CancellationToken::new();
+        let no_new_requests = CancellationToken::new();
+        let end_sessions = CancellationToken::new();
+        let stop_admin = CancellationToken::new();
+
+        let cluster = Cluster::discover(&options, &clock, &metrics).await?;
+        let certificate = serving_certificate(&options.trust, &cluster, &clock, &metrics).await?;
+        let audit = Audit::start(options.audit_log.to_string_lossy().parse()?, &metrics).await?;
+        let dials = Arc::new(DialCounts::default());
+        let sessions = Sessions::start(&options, &cluster, &dials, &clock, &metrics, end_sessions.clone()).await?;
+
+        register(
+            &mut registry,
+            &sessions.lookup,
+            &dials,
+            &cluster.own_token,
+            &certificate,
+        );
+        let token_ready = readiness.condition("token");
+        let pods_ready = readiness.condition("pods");
+
+        let tls = server_config(certificate)?;
+        let admin = Admin::bind(options.admin_address).await?;
+
+        // The kernel last, when nothing else can fail: from here on tagged pods are turned to us.
+        let (accept, accepted) = mpsc::channel(INBOUND_BACKLOG);
+        let enrolment = intercept(
+            &options.kernel,
+            &cluster.addresses,
+            sessions.wanted,
+            sessions.leftovers,
+            accept,
+            no_new_connections.clone(),
+            &mut registry,
+        )?;
+        tokio::spawn(admin.serve(readiness, registry, stop_admin.clone()));
+        tokio::spawn(report_pods(enrolment.pods.clone(), pods_ready));
+        tokio::spawn(report_token(cluster.own_token, token_ready));
+
+        let connections = TaskTracker::new();
+        let streams = TaskTracker::new();
+        let metrics = Arc::new(metrics);
+        let server = inbound::Server {
+            forwarder: Arc::new(Forwarder {
+                sessions: sessions.lookup,
+                clock,
+                audit: audit.clone(),
+                metrics: Arc::clone(&metrics),
+                node: options.node_name.into(),
+                streams: streams.clone(),
+            }),
+            tls,
+            allow_plain_http: options.allow_plain_http,
+            metrics,
+            drain: no_new_requests.clone(),
+        };
+        tokio::spawn(server.run(accepted, connections.clone()));
+        serving.ready();
+        tracing::info!(api_server = %cluster.target, addresses = ?cluster.addresses, "the agent serves");
+        Ok(Self {
+            audit,
+            readiness: serving,
+            enrolment,
+            connections,
+            streams,
+            no_new_connections,
+            no_new_requests,
+            end_sessions,
+            stop_admin,
+        })
+    }
+
+    /// Closes the audit log and opens it by its name again.
+    pub(super) fn reopen_audit_log(&self) {
+        self.audit.reopen();
+    }
+
+    /// Takes the agent down: no new connection, then no new request; open streams until the deadline; the audit log
+    /// to its end. The kernel side stays, and refuses.
+    pub(super) async fn drain(self, deadline: Duration) {
+        let deadline = Instant::now() + deadline;
+        self.readiness.not_ready("draining");
+        self.no_new_connections.cancel();
+        if let Err(error) = self.enrolment.task.await {
+            tracing::error!(%error, "enrolment didn't end well");
+        }
+        self.no_new_requests.cancel();
+        self.connections.close();
+        self.streams.close();
+        let all = async { tokio::join!(self.connections.wait(), self.streams.wait()) };
+        if timeout_at(deadline, all).await.is_err() {
+            tracing::warn!(
+                connections = self.connections.len(),
+                streams = self.streams.len(),
+                "the drain deadline has passed: what is open is cut"
+            );
+        }
+        self.end_sessions.cancel();
+        let rest = async { tokio::join!(self.connections.wait(), self.streams.wait()) };
+        let _ = timeout_at(Instant::now() + AUDIT_PATIENCE, rest).await;
+        if let Err(error) = self.audit.drain(AUDIT_PATIENCE).await {
+            tracing::error!(%error, "the audit log is not complete");
+        }
+        self.stop_admin.cancel();
+    }
+}
+
+/// The cluster that the agent serves: where its API server is, who vouches for it, and the agent's own token there.
+struct Cluster {
+    target: Target,
+    roots: UpstreamRoots,
+    own_token: TokenFile,
+    /// What to intercept.
+    addresses: BTreeSet<SocketAddr>,
+}
+
+impl Cluster {
+    async fn discover(options: &AgentOptions, clock: &Clock, metrics: &Metrics) -> anyhow::Result<Self> {
+        let api_server = ApiServerUrl::from_environment(|variable| std::env::var(variable).ok())?;
+        let target = Target::parse(&api_server.to_string(), None)?;
+        let files = &options.cluster;
+        let roots = UpstreamRoots::follow(&files.ca_file, metrics.reload_failures(Followed::UpstreamCa)).await?;
+        let failures = metrics.reload_failures(Followed::Token);
+        let own_token = TokenFile::follow(&files.token_file, clock.clone(), failures).await;
+        if let Err(error) = own_token.current() {
+            tracing::error!(%error, "sessions that impersonate are refused until the agent has a token");
+        }
+        let named = options.api_addresses.iter().copied();
+        let addresses: BTreeSet<_> = api_server.socket_addr().into_iter().chain(named).collect();
+        anyhow::ensure!(
+            !addresses.is_empty(),
+            "{api_server} is not an IP address: name the addresses to intercept with --api-address"
+        );
+        Ok(Self {
+            target,
+            roots,
+            own_token,
+            addresses,
+        })
+    }
+}
+
+/// The sessions, followed from their files.
+struct Sessions {
+    lookup: SessionLookup,
+    wanted: watch::Receiver<Arc<[WantedPod]>>,
+    leftovers: Leftovers,
+}
+
+impl Sessions {
+    async fn start(
+        options: &AgentOptions,
+        cluster: &Cluster,
+        dials: &Arc<DialCounts>,
+        clock: &Clock,
+        metrics: &Metrics,
+        end: CancellationToken,
+    ) -> anyhow::Result<Self> {
+        let outfit = Outfit {
+            cluster: cluster.target.clone(),
+            cluster_roots: Roots::followed(cluster.roots.clone()),
+            own_token: cluster.own_token.clone(),
+            clock: clock.clone(),
+            dials: Arc::clone(dials),
+            failed_reads: metrics.reload_failures(Followed::Sessions),
+        };
+        let (mut store, lookup, wanted) = Store::new(outfit, clock.clone());
+        let files = SessionFiles::new(options.sessions.clone());
+        let watch = FileWatch::new([files.path()]).await;
+        let (files, first) = read(files).await?;
+        let first = first.context("the agent can't start without its sessions")?;
+        let leftovers = if first.names_every_pod() {
+            Leftovers::Untag
+        } else {
+            Leftovers::Refuse
+        };
+        store.apply(first.sessions).await;
+        let (declare, declared) = mpsc::channel(1);
+        tokio::spawn(store.run(declared, end));
+        tokio::spawn(follow_files(files, watch, declare, metrics.clone()));
+        Ok(Self {
+            lookup,
+            wanted,
+            leftovers,
+        })
+    }
+}
+
+/// Puts the kernel side in force, and enrols the pods that are wanted.
+fn intercept(
+    options: &KernelOptions,
+    addresses: &BTreeSet<SocketAddr>,
+    wanted: watch::Receiver<Arc<[WantedPod]>>,
+    leftovers: Leftovers,
+    accept: mpsc::Sender<Inbound>,
+    shutdown: CancellationToken,
+    registry: &mut Registry,
+) -> anyhow::Result<Enrolment> {
+    let path = options.cgroup_root.clone().map_or_else(cgroup::pods_root, Ok)?;
+    let root = CgroupRoot::open(&path)?;
+    let kernel = Arc::new(Kernel::install(&root, &KernelInstallation::new(&options.pin_dir))?);
+    kernel.set_api_servers(addresses)?;
+    let counters = Arc::clone(&kernel);
+    register_counts(
+        registry,
+        "kernel_connects",
+        "Connects that the kernel programs judged, by verdict",
+        "verdict",
+        move || {
+            counters
+                .counters()
+                .map(|counters| counters.iter().collect())
+                .unwrap_or_default()
+        },
+    );
+    let enrolment = enrol::start(kernel, root, wanted, leftovers, accept, shutdown);
+    let refusals = Arc::clone(&enrolment.refusals);
+    register_counts(
+        registry,
+        "inbound_refusals",
+        "Connections to the listeners that were closed because the kernel didn't vouch for them, by reason",
+        "reason",
+        move || refusals.iter().collect(),
+    );
+    Ok(enrolment)
+}
+
+/// The certificate that workloads see, by the mode that the operator chose.
+async fn serving_certificate(
+    options: &TrustOptions,
+    cluster: &Cluster,
+    clock: &Clock,
+    metrics: &Metrics,
+) -> anyhow::Result<ServingCert> {
+    let failures = metrics.reload_failures(Followed::Certificate);
+    Ok(match (options.trust, options.files()) {
+        (TrustMode::Files, Some((certificate, key))) => serve_pair(certificate, key, clock.clone(), failures).await?,
+        (TrustMode::Files, None) => anyhow::bail!("--trust files needs --tls-cert and --tls-key"),
+        (TrustMode::OwnCa, _) => {
+            // The sender may go: the addresses are those of the command line.
+            let names = ServedNames {
+                addresses: cluster.addresses.iter().map(SocketAddr::ip).collect(),
+                dns_names: cluster.target.dns_name().map(str::to_owned).into_iter().collect(),
+            };
+            let (_, names) = watch::channel(names);
+            serve_own_ca(&options.trust_dir, names, clock.clone(), failures).await?
+        }
+    })
+}
+
+/// Reads session files off the async threads.
+async fn read(mut files: SessionFiles) -> anyhow::Result<(SessionFiles, anyhow::Result<Reading>)> {
+    Ok(tokio::task::spawn_blocking(move || {
+        let reading = files.read().map_err(anyhow::Error::from);
+        if let Ok(reading) = &reading {
+            for complaint in &reading.complaints {
+                tracing::error!(%complaint, "a session file is not right");
+            }
+        }
+        (files, reading)
+    })
+    .await?)
+}
+
+/// Declares the sessions anew whenever their files change.
+async fn follow_files(
+    mut files: SessionFiles,
+    mut watch: FileWatch,
+    declare: mpsc::Sender<Vec<Declared>>,
+    metrics: Metrics,
+) {
+    loop {
+        tokio::select! {
+            () = watch.changed() => {}
+            () = declare.closed() => return,
+        }
+        let Ok((again, reading)) = read(files).await else {
+            return;
+        };
+        files = again;
+        match reading {
+            Ok(reading) => {
+                if !reading.complaints.is_empty() {
+                    metrics.reload_failures(Followed::Sessions).inc();
+                }
+                if declare.send(reading.sessions).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                metrics.reload_failures(Followed::Sessions).inc();
+                tracing::error!(%error, "the sessions stand as they were");
+            }
+        }
+    }
+}
+
+/// Ready when every pod that has a process is enrolled.
+async fn report_pods(mut pods: watch::Receiver<Arc<[PodStatus]>>, condition: Condition) {
+    // Before the enroller's first look nothing is known.
+    while pods.changed().await.is_ok() {
+        let unsettled = pods
+            .borrow_and_update()
+            .iter()
+            .filter(|pod| !pod.state.is_settled())
+            .count();
+        if unsettled == 0 {
+            condition.ready();
+        } else {
+            condition.not_ready(format!("{unsettled} pods can't be enrolled; the agent's log says why"));
+        }
+    }
+}
+
+/// Ready while the agent has a token of its own.
+async fn report_token(mut token: TokenFile, condition: Condition) {
+    /// A token expires without its file changing.
+    const LOOK: Duration = Duration::from_secs(10);
+    loop {
+        match token.current() {
+            Ok(_) => condition.ready(),
+            Err(_) => condition.not_ready("the agent has no token of its own; its log says why"),
+        }
+        let _ = tokio::time::timeout(LOOK, token.changed()).await;
+    }
+}
+
+fn register(
+    registry: &mut Registry,
+    sessions: &SessionLookup,
+    dials: &Arc<DialCounts>,
+    token: &TokenFile,
+    certificate: &ServingCert,
+) {
+    for (index, (name, help)) in [
+        ("sessions_in_force", "Sessions in force"),
+        ("sessions_expired", "Sessions declared whose time is up"),
+        ("sessions_refused", "Sessions declared that can't be used as they are"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let sessions = sessions.clone();
+        register_gauge(registry, name, help, move || {
+            i64::try_from(sessions.snapshot().counts()[index].1).ok()
+        });
+    }
+    let dials = Arc::clone(dials);
+    register_counts(
+        registry,
+        "upstream_connections",
+        "Connections dialled to API servers, by protocol or failure",
+        "outcome",
+        move || dials.iter().collect(),
+    );
+    let token = token.clone();
+    register_gauge(
+        registry,
+        "token_expiry_timestamp_seconds",
+        "When the agent's own token expires",
+        move || token.expiry().map(jiff::Timestamp::as_second),
+    );
+    let certificate = certificate.clone();
+    register_gauge(
+        registry,
+        "certificate_expiry_timestamp_seconds",
+        "When the certificate that workloads see expires",
+        move || Some(certificate.expiry().as_second()),
+    );
+}

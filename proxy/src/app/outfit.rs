@@ -1,0 +1,46 @@
+//! What a session that comes into force is given: a credential, and a way upstream.
+
+use std::{path::Path, sync::Arc};
+
+use prometheus_client::metrics::counter::Counter;
+
+use crate::{
+    clock::Clock,
+    credentials::TokenFile,
+    sessions::{live::Credential, spec::SessionSpec, store::Outfitter},
+    upstream::{Upstream, pool::DialCounts, roots::Roots, target::Target},
+};
+
+/// The cluster's API server and the agent's own token, and how to follow files of a session's own.
+pub(super) struct Outfit {
+    pub(super) cluster: Target,
+    pub(super) cluster_roots: Roots,
+    pub(super) own_token: TokenFile,
+    pub(super) clock: Clock,
+    pub(super) dials: Arc<DialCounts>,
+    pub(super) failed_reads: Counter,
+}
+
+impl Outfitter for Outfit {
+    fn upstream(&self, spec: &SessionSpec) -> Upstream {
+        let (target, roots) = match &spec.server {
+            None => (self.cluster.clone(), self.cluster_roots.clone()),
+            Some(server) => {
+                let roots = match &server.ca_file {
+                    Some(path) => Roots::in_file(path.clone(), self.failed_reads.clone()),
+                    None => self.cluster_roots.clone(),
+                };
+                (server.target.clone(), roots)
+            }
+        };
+        Upstream::new(target, roots, Arc::clone(&self.dials))
+    }
+
+    fn own_token(&self) -> Credential {
+        Credential::File(self.own_token.clone())
+    }
+
+    async fn token_file(&self, path: &Path) -> Credential {
+        Credential::File(TokenFile::follow(path, self.clock.clone(), self.failed_reads.clone()).await)
+    }
+}

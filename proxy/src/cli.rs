@@ -1,0 +1,204 @@
+//! The command line, parsed into types that can't be wrong.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Lends pods an identity for a session: a transparent proxy for the Kubernetes API server.
+#[derive(Debug, Parser)]
+#[command(name = "understudy", version, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// The form of the log on standard error. Its level is set by the variable `RUST_LOG`.
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+}
+
+/// The form of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One object a line.
+    Json,
+}
+
+/// Where links and maps are pinned unless told otherwise.
+const PIN_DIR: &str = "/sys/fs/bpf/understudy";
+
+/// What the binary can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Runs on a node: intercepts the pods that carry a session, and acts for them.
+    Agent(Box<AgentOptions>),
+    /// Says line by line whether this node can run the agent, and what to do where it can't.
+    Check(Box<CheckOptions>),
+    /// Removes everything that agents left in the kernel: programs, links, maps and pins.
+    Uninstall {
+        /// Where they are pinned.
+        #[arg(long, value_name = "DIR", default_value = PIN_DIR)]
+        pin_dir: PathBuf,
+    },
+}
+
+/// The options of `agent`.
+#[derive(Debug, Args)]
+pub struct AgentOptions {
+    /// A YAML file of sessions, or a directory of them; read again when it changes.
+    #[arg(long, value_name = "PATH")]
+    pub sessions: PathBuf,
+    /// Where this agent stands in the kernel.
+    #[command(flatten)]
+    pub kernel: KernelOptions,
+    /// Which cluster it serves.
+    #[command(flatten)]
+    pub cluster: ClusterOptions,
+    /// What it shows to workloads.
+    #[command(flatten)]
+    pub trust: TrustOptions,
+    /// An address of the API server to intercept besides the environment's, such as its IPv6 `ClusterIP` or an
+    /// endpoint behind it. May be repeated.
+    #[arg(long = "api-address", value_name = "IP:PORT")]
+    pub api_addresses: Vec<SocketAddr>,
+    /// Where to serve /livez, /readyz and /metrics.
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:9902")]
+    pub admin_address: SocketAddr,
+    /// Where to write audit events, one JSON object a line; `-` is standard output.
+    #[arg(long, value_name = "PATH", default_value = "-")]
+    pub audit_log: PathBuf,
+    /// This node's name, for the audit log.
+    #[arg(long, value_name = "NAME", env = "NODE_NAME", default_value = "")]
+    pub node_name: String,
+    /// Serve HTTP without TLS as well to pods that speak it.
+    #[arg(long)]
+    pub allow_plain_http: bool,
+    /// How long open streams may go on after SIGTERM, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value = "20", value_parser = seconds)]
+    pub drain_deadline: Duration,
+}
+
+/// The options of `check`.
+#[derive(Debug, Args)]
+pub struct CheckOptions {
+    /// Where the agent would stand in the kernel.
+    #[command(flatten)]
+    pub kernel: KernelOptions,
+    /// Which cluster it would serve.
+    #[command(flatten)]
+    pub cluster: ClusterOptions,
+    /// The form of the report.
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+}
+
+/// The form of a report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// Where things stand in the kernel.
+#[derive(Debug, Clone, Args)]
+pub struct KernelOptions {
+    /// The root of the pods' cgroup tree, to which the kernel programs are attached. Must be in cgroup v2; by
+    /// default `kubepods` or `kubepods.slice`, where this node has one.
+    #[arg(long, value_name = "DIR")]
+    pub cgroup_root: Option<PathBuf>,
+    /// Where programs' links and maps are pinned, in a bpffs.
+    #[arg(long, value_name = "DIR", default_value = PIN_DIR)]
+    pub pin_dir: PathBuf,
+}
+
+/// Which cluster the agent serves: as the kubelet tells every container, unless told otherwise.
+#[derive(Debug, Clone, Args)]
+pub struct ClusterOptions {
+    /// The agent's own pod token; read again as the kubelet rotates it.
+    #[arg(
+        long,
+        value_name = "PATH",
+        default_value = "/var/run/secrets/kubernetes.io/serviceaccount/token"
+    )]
+    pub token_file: PathBuf,
+    /// The CA that signs the API server's certificate.
+    #[arg(
+        long,
+        value_name = "PATH",
+        default_value = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt"
+    )]
+    pub ca_file: PathBuf,
+}
+
+/// Why a workload accepts our certificate.
+#[derive(Debug, Args)]
+pub struct TrustOptions {
+    /// Who signs the certificate that workloads see.
+    #[arg(long, value_enum, default_value_t = TrustMode::OwnCa)]
+    pub trust: TrustMode,
+    /// With `--trust files`: the certificate chain, PEM; read again when it changes.
+    #[arg(long, value_name = "PATH", required_if_eq("trust", "files"))]
+    pub tls_cert: Option<PathBuf>,
+    /// With `--trust files`: its private key, PEM.
+    #[arg(long, value_name = "PATH", required_if_eq("trust", "files"))]
+    pub tls_key: Option<PathBuf>,
+    /// With `--trust own-ca`: the directory that keeps the CA, made there where there is none.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/understudy/ca")]
+    pub trust_dir: PathBuf,
+}
+
+/// Who signs the certificate that workloads see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TrustMode {
+    /// The operator: a certificate and a key in files.
+    Files,
+    /// A CA of the agent's own, kept in a directory, whose certificate workloads are given.
+    OwnCa,
+}
+
+impl TrustOptions {
+    /// The certificate and key of `--trust files`; clap has seen to it that both are there.
+    #[must_use]
+    pub fn files(&self) -> Option<(&Path, &Path)> {
+        Some((self.tls_cert.as_deref()?, self.tls_key.as_deref()?))
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, std::num::ParseIntError> {
+    text.parse().map(Duration::from_secs)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn files_need_both() {
+        let agent = [
+            "understudy",
+            "agent",
+            "--sessions",
+            "/s",
+            "--trust",
+            "files",
+            "--tls-cert",
+            "/c",
+        ];
+        let error = Cli::try_parse_from(agent).unwrap_err().to_string();
+        assert!(error.contains("--tls-key"), "{error}");
+    }
+}

@@ -1,0 +1,16 @@
+//! Turns arguments into a runtime, and calls [`understudy::app::run`].
+
+use std::{process::ExitCode, time::Duration};
+
+use clap::Parser;
+use understudy::{app, cli::Cli};
+
+fn main() -> anyhow::Result<ExitCode> {
+    let cli = Cli::parse();
+    app::start_logging(cli.log_format);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let outcome = runtime.block_on(app::run(cli.command));
+    // A thread that hangs in a write to a dead file system must not keep the process.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    outcome
+}
