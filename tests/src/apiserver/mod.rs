@@ -1,0 +1,63 @@
+//! An API server for the demo and the tests: small, but with Kubernetes' own rules for authentication, authorization
+//! and impersonation, so that real clients work against it unmodified, and with a memory of every request.
+//!
+//! It runs in a task ([`ApiServer`]) or as the program `apiserver`, in another network namespace if need be; either
+//! way [`Control`] reaches it over a unix socket.
+//!
+//! A request's way: [`connection`] accepts it, [`serve`] records, authenticates, impersonates and authorizes it, and
+//! one of the handlers answers.
+
+mod builder;
+mod server;
+mod tls;
+mod reload;
+mod connection;
+mod serve;
+mod record;
+mod fault;
+mod auth;
+mod impersonation;
+mod request;
+mod rbac;
+mod resources;
+mod discovery;
+mod openapi;
+mod rest;
+mod store;
+mod event;
+mod selector;
+mod patch;
+mod protobuf;
+mod table;
+mod sized;
+mod gzip;
+mod watch;
+mod reviews;
+mod logs;
+mod streams;
+mod probe;
+mod status;
+mod body;
+mod sync;
+mod control;
+mod client;
+
+pub(crate) use self::server::Shared;
+pub use self::{
+    auth::{ANONYMOUS, AUTHENTICATED, TokenTable, TokenTableError, UNAUTHENTICATED, UserInfo},
+    builder::{Builder, StartError},
+    client::{Control, ControlError},
+    connection::ConnectionInfo,
+    control::Overview,
+    event::EventType,
+    fault::{Fault, FaultAction},
+    impersonation::impersonate,
+    probe::FAREWELL,
+    rbac::{Rule, Rules, RulesError},
+    record::{Recorded, RecordedBody},
+    reload::ReloadError,
+    request::{Attributes, ResourceTarget, Target},
+    server::{ApiServer, Settings},
+    status::Status,
+    tls::{Authority, Identity, TlsError},
+};
