@@ -3,3 +3,4 @@
 //! Nothing here is part of the agent; it is driven from outside, as an operator would.
 
 pub mod apiserver;
+pub mod node;

@@ -1,0 +1,369 @@
+//! The agent as a process of the node: started, killed, brought back, and asked how it is.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitStatus,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tokio::{process::Child, time::timeout};
+
+use super::{
+    AuditEvent, Command, Metrics, Node, audit, binaries,
+    network::{API_SERVER, SERVICE_V4},
+    session,
+};
+
+/// Where a pod's trust in the agent's certificate comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Trust {
+    /// A certificate that the cluster's own CA signed: pods trust it as they are.
+    #[default]
+    Files,
+    /// The agent's own CA, published to pods by [`Agent::publish_ca`].
+    OwnCa,
+}
+
+/// How an agent is started.
+#[derive(Debug, Clone)]
+pub struct AgentOptions {
+    trust: Trust,
+    log_level: String,
+    env: BTreeMap<String, String>,
+    ca_file: Option<PathBuf>,
+    arguments: Vec<String>,
+}
+
+impl Default for AgentOptions {
+    /// As a DaemonSet would start it on a dual-stack node, at trace level.
+    fn default() -> Self {
+        let env = [
+            ("KUBERNETES_SERVICE_HOST", SERVICE_V4.ip().to_string()),
+            ("KUBERNETES_SERVICE_PORT_HTTPS", SERVICE_V4.port().to_string()),
+        ];
+        Self {
+            trust: Trust::default(),
+            log_level: "trace".to_owned(),
+            env: env.map(|(name, value)| (name.to_owned(), value)).into(),
+            ca_file: None,
+            arguments: Vec::new(),
+        }
+    }
+}
+
+impl AgentOptions {
+    /// Chooses where its certificate comes from.
+    #[must_use]
+    pub fn trust(mut self, trust: Trust) -> Self {
+        self.trust = trust;
+        self
+    }
+
+    /// Sets `RUST_LOG`.
+    #[must_use]
+    pub fn log_level(mut self, level: &str) -> Self {
+        level.clone_into(&mut self.log_level);
+        self
+    }
+
+    /// Which of the service's addresses its own environment speaks of.
+    #[must_use]
+    pub fn service(self, address: SocketAddr) -> Self {
+        self.env("KUBERNETES_SERVICE_HOST", &address.ip().to_string())
+            .env("KUBERNETES_SERVICE_PORT_HTTPS", &address.port().to_string())
+    }
+
+    /// Sets a variable of its environment.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Takes a variable out of its environment.
+    #[must_use]
+    pub fn without_env(mut self, name: &str) -> Self {
+        self.env.remove(name);
+        self
+    }
+
+    /// The file that it is told the cluster's CA is in.
+    #[must_use]
+    pub fn ca_file(mut self, file: &Path) -> Self {
+        self.ca_file = Some(file.to_owned());
+        self
+    }
+
+    /// Adds an argument.
+    #[must_use]
+    pub fn arg(mut self, argument: &str) -> Self {
+        self.arguments.push(argument.to_owned());
+        self
+    }
+}
+
+/// A running agent; killed where it is dropped.
+#[derive(Debug)]
+pub struct Agent {
+    node: Node,
+    options: AgentOptions,
+    child: Child,
+}
+
+impl Agent {
+    /// Starts the agent on `node` and waits until it is ready.
+    ///
+    /// # Errors
+    /// It isn't built, or isn't ready within 30 seconds; the error holds the end of its log.
+    pub async fn start(node: &Node, options: AgentOptions) -> Result<Self> {
+        let agent = Self::launch(node, options)?;
+        agent.ready().await
+    }
+
+    /// Starts the agent and doesn't wait.
+    ///
+    /// # Errors
+    /// It isn't built, or couldn't be started.
+    pub fn launch(node: &Node, options: AgentOptions) -> Result<Self> {
+        let files = files(node);
+        if !files.join("token").exists() {
+            fs::write(files.join("token"), &node.accounts().agent.token)?;
+        }
+        if !files.join("tls.crt").exists() {
+            node.cluster_ca().api_server_identity()?.write(&files)?;
+        }
+        let child = Self::command(node, &options)?.spawn_logging_to(&files.join("log"))?;
+        Ok(Self {
+            node: node.clone(),
+            options,
+            child,
+        })
+    }
+
+    /// `understudy check` on the node, asking about what the agent would be started with.
+    ///
+    /// # Errors
+    /// It isn't built.
+    pub fn check(node: &Node, options: &AgentOptions) -> Result<Command> {
+        Ok(with_cluster(
+            with_kernel(understudy(node, options)?.arg("check"), node),
+            node,
+            options,
+        ))
+    }
+
+    /// `understudy uninstall` on the node.
+    ///
+    /// # Errors
+    /// It isn't built.
+    pub fn uninstall(node: &Node) -> Result<Command> {
+        let command = understudy(node, &AgentOptions::default())?;
+        Ok(command.arg("uninstall").arg("--pin-dir").arg(node.pin_dir()))
+    }
+
+    fn command(node: &Node, options: &AgentOptions) -> Result<Command> {
+        let files = files(node);
+        let command = understudy(node, options)?
+            .arg("agent")
+            .arg("--sessions")
+            .arg(node.sessions().path());
+        let mut command = with_cluster(with_kernel(command, node), node, options);
+        command = command.arg("--audit-log").arg(files.join("audit.jsonl"));
+        for address in API_SERVER {
+            command = command.arg("--api-address").arg(address.to_string());
+        }
+        command = match options.trust {
+            Trust::Files => {
+                let (certificate, key) = (files.join("tls.crt"), files.join("tls.key"));
+                command
+                    .args(["--trust", "files", "--tls-cert"])
+                    .arg(certificate)
+                    .arg("--tls-key")
+                    .arg(key)
+            }
+            Trust::OwnCa => command
+                .args(["--trust", "own-ca", "--trust-dir"])
+                .arg(files.join("trust")),
+        };
+        Ok(command.args(["--node-name", "box"]).args(&options.arguments))
+    }
+
+    /// Kills it with SIGKILL and waits until it is gone.
+    ///
+    /// # Errors
+    /// It can't be killed.
+    pub async fn kill9(&mut self) -> Result<()> {
+        self.child.kill().await.context("killing the agent")
+    }
+
+    /// Starts it again as it was, and waits until it is ready.
+    ///
+    /// # Errors
+    /// As [`Agent::start`].
+    pub async fn restart(mut self) -> Result<Self> {
+        self.kill9().await?;
+        Self::start(&self.node, self.options.clone()).await
+    }
+
+    /// Sends SIGTERM.
+    ///
+    /// # Errors
+    /// It has ended already.
+    pub fn terminate(&self) -> Result<()> {
+        kill(self.pid()?, Signal::SIGTERM).context("terminating the agent")
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// It doesn't end within `limit`.
+    pub async fn ended(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let ended = timeout(limit, self.child.wait()).await;
+        Ok(ended.with_context(|| format!("the agent still ran after {limit:?}"))??)
+    }
+
+    /// Replaces its token file, as kubelet does when it rotates a token.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub fn rotate_token(&self, token: &str) -> Result<()> {
+        session::replace(&files(&self.node).join("token"), token)
+    }
+
+    /// Puts its own CA into the ca.crt of `pods`, as the published bundle would.
+    ///
+    /// # Errors
+    /// It has written none.
+    pub fn publish_ca<'a>(&self, pods: impl IntoIterator<Item = &'a super::Pod>) -> Result<()> {
+        let file = files(&self.node).join("trust/ca.crt");
+        let certificate = fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
+        pods.into_iter().try_for_each(|pod| pod.trust_also(&certificate))
+    }
+
+    /// Everything it has logged, over restarts.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read(files(&self.node).join("log"))
+            .map_or_else(|_| String::new(), |log| String::from_utf8_lossy(&log).into_owned())
+    }
+
+    /// Its audit log so far.
+    ///
+    /// # Errors
+    /// A line is no audit event.
+    pub fn audit(&self) -> Result<Vec<AuditEvent>> {
+        audit::read(&files(&self.node).join("audit.jsonl"))
+    }
+
+    /// Its metrics now.
+    ///
+    /// # Errors
+    /// It doesn't answer.
+    pub async fn metrics(&self) -> Result<Metrics> {
+        Ok(Metrics::new(self.admin("metrics").await?))
+    }
+
+    /// Its resident memory in KiB.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn rss_kib(&self) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()?)).context("the agent has ended")?;
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .context("the agent has ended")?;
+        line.trim()
+            .trim_end_matches(" kB")
+            .parse()
+            .context("VmRSS is a number of kB")
+    }
+
+    /// Its process id.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn pid(&self) -> Result<Pid> {
+        let id = self.child.id().context("the agent has ended")?;
+        Ok(Pid::from_raw(i32::try_from(id)?))
+    }
+
+    async fn admin(&self, path: &str) -> Result<String> {
+        let url = format!("http://127.0.0.1:9902/{path}");
+        self.node
+            .command(binaries::probe()?)?
+            .args(["get", &url])
+            .stdout()
+            .await
+    }
+
+    async fn ready(mut self) -> Result<Self> {
+        let asking =
+            self.node
+                .command(binaries::probe()?)?
+                .args(["get", "http://127.0.0.1:9902/readyz", "--wait", "30"]);
+        tokio::select! {
+            answer = asking.output() => match answer.and_then(super::Output::success) {
+                Ok(_) => Ok(self),
+                Err(error) => bail!("the agent is not ready: {error:#}\n{}", tail(&self.log())),
+            },
+            ended = self.child.wait() => bail!("the agent ended ({}) before it was ready\n{}", ended?, tail(&self.log())),
+        }
+    }
+}
+
+impl Drop for Agent {
+    #[expect(
+        clippy::print_stderr,
+        reason = "a failing test's output is where its agent's last words belong"
+    )]
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- the end of the agent's log ---\n{}", tail(&self.log()));
+        }
+    }
+}
+
+fn understudy(node: &Node, options: &AgentOptions) -> Result<Command> {
+    let command = node
+        .command(binaries::understudy()?)?
+        .env("RUST_LOG", &options.log_level);
+    Ok(options
+        .env
+        .iter()
+        .fold(command, |command, (name, value)| command.env(name, value)))
+}
+
+fn with_kernel(command: Command, node: &Node) -> Command {
+    command
+        .arg("--cgroup-root")
+        .arg(node.cgroup_root())
+        .arg("--pin-dir")
+        .arg(node.pin_dir())
+}
+
+fn with_cluster(command: Command, node: &Node, options: &AgentOptions) -> Command {
+    let ca_file = options.ca_file.clone().unwrap_or_else(|| node.cluster_ca_file());
+    command
+        .arg("--token-file")
+        .arg(files(node).join("token"))
+        .arg("--ca-file")
+        .arg(ca_file)
+}
+
+fn files(node: &Node) -> PathBuf {
+    Path::new(node.directory()).join("agent")
+}
+
+fn tail(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(60)..].join("\n")
+}

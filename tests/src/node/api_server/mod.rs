@@ -1,0 +1,183 @@
+//! The API server in the box: the test program, or a real one where `KUBEBUILDER_ASSETS` names it. Both hold the same
+//! scene, and both tell what they saw.
+
+mod real;
+mod scene;
+mod seen;
+mod test_program;
+
+use std::{fs, path::PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+
+use self::{real::RealServer, test_program::TestServer};
+pub use self::{
+    seen::{Mark, SeenRequest},
+    test_program::TestServerOptions,
+};
+use super::{Command, Node, binaries, network::ENDPOINT_V4};
+use crate::apiserver::Control;
+
+/// An API server on the service's and the endpoint's addresses, holding the scene.
+#[derive(Debug)]
+pub struct ApiServer {
+    node: Node,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Test(Box<TestServer>),
+    Real(Box<RealServer>),
+}
+
+impl ApiServer {
+    /// Starts the test program, or the real server where `KUBEBUILDER_ASSETS` names its directory.
+    ///
+    /// # Errors
+    /// It isn't there, or doesn't become ready; the error holds the end of its log.
+    pub async fn start(node: &Node) -> Result<Self> {
+        match binaries::kubebuilder_assets() {
+            Some(assets) => {
+                let kind = Kind::Real(Box::new(RealServer::launch(node, &assets)?));
+                let server = Self {
+                    node: node.clone(),
+                    kind,
+                };
+                server.set_scene().await?;
+                Ok(server)
+            }
+            None => Self::start_test_program(node, &TestServerOptions::default()).await,
+        }
+    }
+
+    /// Starts the test program wherever the real one can't do what is asked: faults, limits, answers of any size.
+    ///
+    /// # Errors
+    /// It isn't built, or doesn't become ready.
+    pub async fn start_test_program(node: &Node, options: &TestServerOptions) -> Result<Self> {
+        let kind = Kind::Test(Box::new(TestServer::launch(node, options)?));
+        let server = Self {
+            node: node.clone(),
+            kind,
+        };
+        server.set_scene().await?;
+        Ok(server)
+    }
+
+    /// Whether it is a real kube-apiserver.
+    #[must_use]
+    pub fn is_real(&self) -> bool {
+        matches!(self.kind, Kind::Real(_))
+    }
+
+    /// What it is, for people.
+    #[must_use]
+    pub fn description(&self) -> &'static str {
+        match self.kind {
+            Kind::Test(_) => "the test API server",
+            Kind::Real(_) => "a real kube-apiserver with etcd",
+        }
+    }
+
+    /// The test program's side door: faults, settings, connections.
+    ///
+    /// # Errors
+    /// It is a real kube-apiserver, which has none.
+    pub fn control(&self) -> Result<&Control> {
+        match &self.kind {
+            Kind::Test(server) => Ok(server.control()),
+            Kind::Real(_) => bail!("a real kube-apiserver has no side door"),
+        }
+    }
+
+    /// kubectl as the cluster's administrator, past the agent: it runs beside the API server.
+    ///
+    /// # Errors
+    /// There is no kubectl.
+    pub fn admin<I: IntoIterator<Item: AsRef<std::ffi::OsStr>>>(&self, arguments: I) -> Result<Command> {
+        let kubeconfig = kubeconfig(&self.node)?;
+        let command = self.node.control_plane_command(binaries::kubectl()?)?;
+        Ok(command.arg("--kubeconfig").arg(kubeconfig).args(arguments))
+    }
+
+    /// Now, in the order of its requests.
+    ///
+    /// # Errors
+    /// It doesn't tell.
+    pub async fn mark(&self) -> Result<Mark> {
+        match &self.kind {
+            Kind::Test(server) => server.mark().await,
+            Kind::Real(server) => server.mark(),
+        }
+    }
+
+    /// What it was sent since `mark`, the administrator's own requests left out.
+    ///
+    /// # Errors
+    /// It doesn't tell.
+    pub async fn seen_since(&self, mark: Mark) -> Result<Vec<SeenRequest>> {
+        match &self.kind {
+            Kind::Test(server) => server.seen_since(mark).await,
+            Kind::Real(server) => server.seen_since(mark).await,
+        }
+    }
+
+    async fn set_scene(&self) -> Result<()> {
+        let ready = async || {
+            let answer = self.admin(["get", "--raw=/readyz"])?.output().await?;
+            Ok(answer.succeeded().then_some(()))
+        };
+        if let Err(error) = super::eventually("the API server is ready", ready).await {
+            return Err(error.context(self.log_tail()));
+        }
+        let objects = match self.kind {
+            Kind::Test(_) => scene::objects(),
+            Kind::Real(_) => format!("{}---\n{}", scene::objects(), scene::rbac()),
+        };
+        let created = self.admin(["create", "-f", "-"])?.stdin(objects).stdout().await;
+        created.map(drop).context("setting the scene in the API server")
+    }
+
+    fn log_tail(&self) -> String {
+        let file = match self.kind {
+            Kind::Test(_) => files(&self.node).join("apiserver.log"),
+            Kind::Real(_) => files(&self.node).join("kube-apiserver.log"),
+        };
+        let log = fs::read_to_string(file).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
+    }
+}
+
+/// Where the API server's files are.
+fn files(node: &Node) -> PathBuf {
+    node.directory().join("control-plane")
+}
+
+fn kubeconfig(node: &Node) -> Result<PathBuf> {
+    let path = files(node).join("admin.kubeconfig");
+    if !path.exists() {
+        let config = serde_json::json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "box", "cluster": {
+                "server": format!("https://{ENDPOINT_V4}"),
+                "certificate-authority": node.cluster_ca_file(),
+            }}],
+            "users": [{"name": "admin", "user": {"token": node.accounts().admin_token}}],
+            "contexts": [{"name": "box", "context": {"cluster": "box", "user": "admin"}}],
+            "current-context": "box",
+        });
+        fs::write(&path, serde_json::to_vec_pretty(&config)?)?;
+    }
+    Ok(path)
+}
+
+/// Writes the serving certificate and the token file, which both servers take in the same form.
+fn write_credentials(node: &Node) -> Result<()> {
+    let files = files(node);
+    node.cluster_ca().api_server_identity()?.write(&files)?;
+    fs::write(files.join("tokens.csv"), node.accounts().token_file())?;
+    Ok(())
+}

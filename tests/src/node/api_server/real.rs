@@ -1,0 +1,186 @@
+//! A real kube-apiserver on a real etcd, from the directory that `KUBEBUILDER_ASSETS` names. What it saw is read from
+//! its audit log.
+
+use std::{fs, path::Path, time::Duration};
+
+use anyhow::{Context as _, Result};
+use rcgen::KeyPair;
+use serde::Deserialize;
+use tokio::process::Child;
+
+use super::{Mark, SeenRequest, files, write_credentials};
+use crate::node::{
+    Node, binaries,
+    network::{ENDPOINT_V4, SERVICE_V4, SERVICE_V6},
+};
+
+/// Everything but what the server asks itself and the administrator asks it, twice for what lasts: as it starts to
+/// answer and as it ends.
+const AUDIT_POLICY: &str = "\
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+- {level: None, users: [\"system:apiserver\", admin]}
+- {level: Metadata}
+";
+
+/// etcd, kube-apiserver, and the relay that answers on the service's own addresses.
+#[derive(Debug)]
+pub(super) struct RealServer {
+    node: Node,
+    _processes: [Child; 3],
+}
+
+impl RealServer {
+    pub(super) fn launch(node: &Node, assets: &Path) -> Result<Self> {
+        let files = files(node);
+        write_credentials(node)?;
+        let key = KeyPair::generate()?;
+        fs::write(files.join("sa.key"), key.serialize_pem())?;
+        fs::write(files.join("sa.pub"), key.public_key_pem())?;
+        fs::write(files.join("audit-policy.yaml"), AUDIT_POLICY)?;
+
+        let etcd = node.control_plane_command(assets.join("etcd"))?.args([
+            format!("--data-dir={}", files.join("etcd").display()),
+            "--listen-client-urls=http://127.0.0.1:2379".to_owned(),
+            "--advertise-client-urls=http://127.0.0.1:2379".to_owned(),
+            "--listen-peer-urls=http://127.0.0.1:2380".to_owned(),
+            "--initial-advertise-peer-urls=http://127.0.0.1:2380".to_owned(),
+            "--initial-cluster=default=http://127.0.0.1:2380".to_owned(),
+            "--unsafe-no-fsync".to_owned(),
+        ]);
+        let etcd = etcd.spawn_logging_to(&files.join("etcd.log"))?;
+
+        let file = |name: &str| files.join(name).display().to_string();
+        let server = node.control_plane_command(assets.join("kube-apiserver"))?.args([
+            "--etcd-servers=http://127.0.0.1:2379".to_owned(),
+            "--bind-address=::".to_owned(),
+            format!("--secure-port={}", ENDPOINT_V4.port()),
+            format!("--advertise-address={}", ENDPOINT_V4.ip()),
+            "--endpoint-reconciler-type=none".to_owned(),
+            "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
+            format!("--tls-cert-file={}", file("tls.crt")),
+            format!("--tls-private-key-file={}", file("tls.key")),
+            format!("--token-auth-file={}", file("tokens.csv")),
+            "--authorization-mode=RBAC".to_owned(),
+            // It would ask for service account objects that only a controller makes.
+            "--disable-admission-plugins=ServiceAccount".to_owned(),
+            "--service-account-issuer=https://kubernetes.default.svc.cluster.local".to_owned(),
+            format!("--service-account-key-file={}", file("sa.pub")),
+            format!("--service-account-signing-key-file={}", file("sa.key")),
+            format!("--audit-policy-file={}", file("audit-policy.yaml")),
+            format!("--audit-log-path={}", file("audit.jsonl")),
+        ]);
+        let server = server.spawn_logging_to(&files.join("kube-apiserver.log"))?;
+
+        let relay = node.control_plane_command(binaries::probe()?)?.args([
+            "relay".to_owned(),
+            format!("--listen={SERVICE_V4}"),
+            format!("--listen={SERVICE_V6}"),
+            format!("--target={ENDPOINT_V4}"),
+        ]);
+        let relay = relay.spawn_logging_to(&files.join("relay.log"))?;
+        Ok(Self {
+            node: node.clone(),
+            _processes: [etcd, server, relay],
+        })
+    }
+
+    pub(super) fn mark(&self) -> Result<Mark> {
+        Ok(Mark(self.log()?.len() as u64))
+    }
+
+    pub(super) async fn seen_since(&self, mark: Mark) -> Result<Vec<SeenRequest>> {
+        let log = self.settled_log().await?;
+        let new = log.get(usize::try_from(mark.0)?..).unwrap_or_default();
+        let complete = new.rsplit_once('\n').map_or("", |(complete, _)| complete);
+        let mut seen: Vec<(String, SeenRequest)> = Vec::new();
+        for line in complete.lines() {
+            let event: Event = serde_json::from_str(line).with_context(|| format!("no audit event: {line}"))?;
+            let id = event.audit_id.clone();
+            let request = SeenRequest::from(event);
+            match seen.iter_mut().find(|(earlier, _)| *earlier == id) {
+                Some((_, earlier)) => *earlier = request,
+                None => seen.push((id, request)),
+            }
+        }
+        Ok(seen.into_iter().map(|(_, request)| request).collect())
+    }
+
+    /// An event is written a moment after its answer was sent: this waits until nothing more comes.
+    async fn settled_log(&self) -> Result<String> {
+        let mut log = self.log()?;
+        loop {
+            tokio::time::sleep(Duration::from_millis(150)).await;
+            let later = self.log()?;
+            if later.len() == log.len() {
+                return Ok(log);
+            }
+            log = later;
+        }
+    }
+
+    fn log(&self) -> Result<String> {
+        fs::read_to_string(files(&self.node).join("audit.jsonl")).context("reading kube-apiserver's audit log")
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Event {
+    #[serde(rename = "auditID")]
+    audit_id: String,
+    #[serde(rename = "requestURI")]
+    request_uri: String,
+    verb: String,
+    user: User,
+    #[serde(default)]
+    impersonated_user: Option<User>,
+    #[serde(default, rename = "sourceIPs")]
+    source_ips: Vec<String>,
+    #[serde(default)]
+    response_status: Option<ResponseStatus>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct User {
+    #[serde(default)]
+    username: String,
+    #[serde(default)]
+    groups: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct ResponseStatus {
+    code: Option<u16>,
+}
+
+impl From<Event> for SeenRequest {
+    fn from(event: Event) -> Self {
+        let (user, impersonator) = match event.impersonated_user {
+            Some(user) => (user, Some(event.user.username)),
+            None => (event.user, None),
+        };
+        let method = match event.verb.as_str() {
+            "get" | "list" | "watch" => "GET",
+            "create" => "POST",
+            "update" => "PUT",
+            "patch" => "PATCH",
+            "delete" | "deletecollection" => "DELETE",
+            // A path that is no resource has its method as its verb.
+            other => other,
+        };
+        Self {
+            method: method.to_ascii_uppercase(),
+            uri: event.request_uri,
+            user: user.username,
+            groups: user.groups,
+            impersonator,
+            from: event.source_ips.first().and_then(|ip| ip.parse().ok()),
+            code: event.response_status.and_then(|status| status.code),
+            headers: None,
+            connection: None,
+        }
+    }
+}

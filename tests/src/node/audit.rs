@@ -1,0 +1,45 @@
+//! The agent's audit log, read back.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context as _, Result};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+/// One line of it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AuditEvent {
+    /// `namespace/name`.
+    #[serde(default)]
+    pub session: Option<String>,
+    /// The pod's name.
+    #[serde(default)]
+    pub pod: Option<String>,
+    /// Who acted upstream.
+    #[serde(default)]
+    pub acts_as: Option<Value>,
+    /// The HTTP method.
+    pub verb: String,
+    /// The path and query.
+    pub uri: String,
+    /// The answer's status.
+    #[serde(default)]
+    pub code: Option<u16>,
+    /// Why it was refused; none where it was forwarded.
+    #[serde(default)]
+    pub refused: Option<String>,
+    /// The rest of it.
+    #[serde(flatten)]
+    pub rest: Map<String, Value>,
+}
+
+pub(crate) fn read(path: &Path) -> Result<Vec<AuditEvent>> {
+    let text = fs::read_to_string(path).with_context(|| format!("reading the audit log {}", path.display()))?;
+    // The last line may still be on its way.
+    let complete = text.rsplit_once('\n').map_or("", |(complete, _)| complete);
+    complete
+        .lines()
+        .map(|line| serde_json::from_str(line).with_context(|| format!("this is no audit event: {line}")))
+        .collect()
+}

@@ -1,0 +1,38 @@
+//! A Kubernetes node in a box: network namespaces, cgroups, mounts, certificates and accounts, with pods, an API
+//! server and the agent running inside. No packet can leave it, since no link joins it to the machine outside.
+//!
+//! Everything made is held by a guard that unmakes it, also when a test panics. What a killed run leaves behind carries
+//! that run's process id in its name, and the next box sweeps it away.
+
+mod account;
+mod agent;
+mod api_server;
+mod audit;
+pub mod binaries;
+mod cgroup;
+mod command;
+mod host;
+mod metrics;
+mod mounts;
+mod name;
+mod netns;
+pub mod network;
+mod pki;
+mod pod;
+mod session;
+mod sweep;
+mod tools;
+mod wait;
+
+pub use account::{Accounts, ServiceAccount};
+pub use agent::{Agent, AgentOptions, Trust};
+pub use api_server::{ApiServer, Mark, SeenRequest, TestServerOptions};
+pub use audit::AuditEvent;
+pub use command::{Command, Output, Running};
+pub use host::Node;
+pub use metrics::Metrics;
+pub use network::Family;
+pub use pki::{CertificateAuthority, Identity};
+pub use pod::{Pod, PodSpec};
+pub use session::{Session, SessionsDir};
+pub use wait::{Patience, eventually};

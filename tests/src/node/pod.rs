@@ -1,0 +1,266 @@
+//! A pod: a cgroup, a network namespace and the files that kubelet would have given it.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{BufRead as _, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Stdio},
+    sync::Arc,
+};
+
+use anyhow::{Context as _, Result, bail};
+use uuid::Uuid;
+
+use super::{
+    Command, Family, Output, binaries,
+    cgroup::Cgroup,
+    command::Place,
+    host::Inner,
+    netns::Netns,
+    network::{SERVICE_V4, SERVICE_V6},
+};
+
+/// What a pod is asked to be.
+#[derive(Debug, Clone)]
+pub struct PodSpec {
+    name: String,
+    family: Family,
+    host_network: bool,
+    token: Option<String>,
+}
+
+impl PodSpec {
+    /// A pod of that name with a network of its own, IPv4 first, under the powerless account.
+    #[must_use]
+    pub fn named(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            family: Family::V4,
+            host_network: false,
+            token: None,
+        }
+    }
+
+    /// Which ClusterIP its environment and hosts file speak of.
+    #[must_use]
+    pub fn family(mut self, family: Family) -> Self {
+        self.family = family;
+        self
+    }
+
+    /// Shares the node's network namespace, as `hostNetwork: true` does.
+    #[must_use]
+    pub fn host_network(mut self) -> Self {
+        self.host_network = true;
+        self
+    }
+
+    /// Holds this token in place of the powerless account's.
+    #[must_use]
+    pub fn token(mut self, token: &str) -> Self {
+        self.token = Some(token.to_owned());
+        self
+    }
+}
+
+/// A pod on the node. Its processes die with it.
+#[derive(Debug, Clone)]
+pub struct Pod {
+    sandbox: Arc<Sandbox>,
+}
+
+/// The fields fall in this order: the cgroup with its processes, then the namespace, then the box.
+#[derive(Debug)]
+struct Sandbox {
+    cgroup: Cgroup,
+    own_network: Option<Netns>,
+    container: PathBuf,
+    cgroup_in_sessions: PathBuf,
+    files: PathBuf,
+    token: String,
+    spec: PodSpec,
+    pause: Option<Pause>,
+    inner: Arc<Inner>,
+}
+
+/// The process that holds a pod's namespaces while none of its containers runs.
+#[derive(Debug)]
+struct Pause(Child);
+
+impl Pause {
+    /// Starts it, and returns once it is where it belongs.
+    fn start(command: Command) -> Result<Self> {
+        let mut command = command
+            .args(["-c", "echo paused; exec sleep infinity"])
+            .build_blocking();
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stdin(Stdio::null())
+            .spawn()
+            .context("starting the pod's pause")?;
+        let mut line = String::new();
+        let stdout = child.stdout.take().context("the pause process has a standard output")?;
+        let pause = Self(child);
+        BufReader::new(stdout).read_line(&mut line)?;
+        if line.trim() != "paused" {
+            bail!("the pod's pause process did not start");
+        }
+        Ok(pause)
+    }
+}
+
+impl Drop for Pause {
+    fn drop(&mut self) {
+        // Its cgroup is gone by now, or goes with the box; without this it would stay a zombie.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+impl Pod {
+    pub(crate) fn new(inner: Arc<Inner>, spec: PodSpec) -> Result<Self> {
+        let uid = Uuid::new_v4();
+        let cgroup_in_sessions = PathBuf::from(format!("kubepods/burstable/pod{uid}"));
+        let cgroup = Cgroup::create(inner.cgroups().path().join(&cgroup_in_sessions))?;
+        let container = cgroup.child(&format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple()))?;
+        let own_network = if spec.host_network {
+            None
+        } else {
+            Some(inner.pod_netns()?)
+        };
+        let files = inner.directory().join("pods").join(format!("{}-{uid}", spec.name));
+        let token = spec
+            .token
+            .clone()
+            .unwrap_or_else(|| inner.accounts().powerless.token.clone());
+        write_files(&files, &spec, &token, &inner.cluster_ca().certificate())?;
+        let mut sandbox = Sandbox {
+            cgroup,
+            own_network,
+            container,
+            cgroup_in_sessions,
+            files,
+            token,
+            spec,
+            pause: None,
+            inner,
+        };
+        let mut place = sandbox.place(sandbox.network());
+        place.cgroup = sandbox.cgroup.child("pause")?;
+        sandbox.pause = Some(Pause::start(Command::new(place, "sh"))?);
+        Ok(Self {
+            sandbox: Arc::new(sandbox),
+        })
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.sandbox.spec.name
+    }
+
+    /// Its own service account token, which it holds and which must grant it nothing.
+    #[must_use]
+    pub fn token(&self) -> &str {
+        &self.sandbox.token
+    }
+
+    /// Its cgroup as a session file names it: relative to the agent's `--cgroup-root`.
+    #[must_use]
+    pub fn cgroup_in_sessions(&self) -> &Path {
+        &self.sandbox.cgroup_in_sessions
+    }
+
+    /// The ClusterIP family that it was told of.
+    #[must_use]
+    pub fn family(&self) -> Family {
+        self.sandbox.spec.family
+    }
+
+    /// Adds a CA certificate to those in its ca.crt, as the published bundle of `own-ca` would.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub fn trust_also(&self, certificate: &str) -> Result<()> {
+        let bundle = format!("{}{certificate}", self.sandbox.inner.cluster_ca().certificate());
+        fs::write(self.sandbox.files.join("serviceaccount/ca.crt"), bundle).context("writing the pod's ca.crt")
+    }
+
+    /// A command inside the pod.
+    #[must_use]
+    pub fn command(&self, program: impl Into<PathBuf>) -> Command {
+        Command::new(self.sandbox.place(self.sandbox.network()), program)
+    }
+
+    /// A command in the pod's cgroup but in the node's network: what a process that left the pod's namespace is.
+    #[must_use]
+    pub fn command_on_host_network(&self, program: impl Into<PathBuf>) -> Command {
+        Command::new(self.sandbox.place(self.sandbox.inner.node()), program)
+    }
+
+    /// kubectl inside the pod, with no kubeconfig and no flags: it finds the cluster as any program in a pod does.
+    ///
+    /// # Errors
+    /// There is no kubectl on this machine.
+    pub fn kubectl_command<I: IntoIterator<Item: AsRef<std::ffi::OsStr>>>(&self, arguments: I) -> Result<Command> {
+        Ok(self.command(binaries::kubectl()?).args(arguments))
+    }
+
+    /// Runs kubectl with the words of `line`.
+    ///
+    /// # Errors
+    /// There is no kubectl, or it hangs. A failure of its own is in the output.
+    pub async fn kubectl(&self, line: &str) -> Result<Output> {
+        self.kubectl_command(line.split_whitespace())?.output().await
+    }
+}
+
+impl Sandbox {
+    fn network(&self) -> &Netns {
+        self.own_network.as_ref().unwrap_or_else(|| self.inner.node())
+    }
+
+    /// Where the pod's processes run, in `network`.
+    fn place(&self, network: &Netns) -> Place {
+        let service = self.spec.family.service();
+        let env = [
+            ("KUBERNETES_SERVICE_HOST", service.ip().to_string()),
+            ("KUBERNETES_SERVICE_PORT", service.port().to_string()),
+            ("KUBERNETES_SERVICE_PORT_HTTPS", service.port().to_string()),
+        ];
+        Place {
+            cgroup: self.container.clone(),
+            netns: network.path(),
+            view: Some(self.files.clone()),
+            home: self.files.join("home"),
+            env: env
+                .map(|(name, value)| (name.to_owned(), value))
+                .into_iter()
+                .collect::<BTreeMap<_, _>>(),
+            held: Arc::clone(&self.inner),
+        }
+    }
+}
+
+fn write_files(files: &Path, spec: &PodSpec, token: &str, ca: &str) -> Result<()> {
+    let account = files.join("serviceaccount");
+    for directory in [&account, &files.join("home")] {
+        fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
+    }
+    fs::write(account.join("token"), token)?;
+    fs::write(account.join("namespace"), "default")?;
+    fs::write(account.join("ca.crt"), ca)?;
+    let (first, second) = match spec.family {
+        Family::V4 => (SERVICE_V4.ip(), SERVICE_V6.ip()),
+        Family::V6 => (SERVICE_V6.ip(), SERVICE_V4.ip()),
+    };
+    let names = "kubernetes.default.svc.cluster.local kubernetes.default.svc kubernetes.default kubernetes";
+    let hosts = format!("127.0.0.1 localhost\n::1 localhost\n{first} {names}\n{second} {names}\n");
+    fs::write(files.join("hosts"), hosts)?;
+    fs::write(
+        files.join("resolv.conf"),
+        "# Names come from /etc/hosts; there is no name server in the box.\n",
+    )?;
+    Ok(())
+}

@@ -1,0 +1,13 @@
+//! End to end: real namespaces, cgroups and kernel programs, real clients, hostile ones too. One binary, so that it is
+//! linked once.
+
+mod addresses;
+mod clients;
+mod hold;
+mod load;
+mod node_in_a_box;
+mod refusals;
+mod secrets;
+mod sessions;
+mod streams;
+mod world;
