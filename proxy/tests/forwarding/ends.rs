@@ -175,9 +175,9 @@ async fn an_upload_that_the_upstream_does_not_take_ends_with_its_session() {
             let mut body = request.into_body();
             // One chunk is read, and then no more until the other side gives up.
             body.frame().await.unwrap().unwrap();
-            let (hold, held) = mpsc::channel(1);
+            let (feeder, never) = mpsc::channel(1);
             tokio::spawn(async move {
-                let _hold = hold;
+                let _open = feeder;
                 tokio::time::sleep(Duration::from_secs(2)).await;
                 let mut outcome = Ok(());
                 while let Some(frame) = body.frame().await {
@@ -188,7 +188,7 @@ async fn an_upload_that_the_upstream_does_not_take_ends_with_its_session() {
                 }
                 told.send(outcome.is_err()).await.unwrap();
             });
-            fed(held)
+            fed(never)
         }
     })
     .await;
