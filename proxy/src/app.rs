@@ -2,6 +2,7 @@
 
 mod agent;
 mod outfit;
+mod report;
 
 use std::{io, process::ExitCode};
 

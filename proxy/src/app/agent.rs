@@ -13,14 +13,17 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::outfit::Outfit;
+use super::{
+    outfit::Outfit,
+    report::{register, report_pods, report_token},
+};
 use crate::{
     admin::{Admin, Condition, Readiness},
     audit::Audit,
     cli::{AgentOptions, KernelOptions, TrustMode, TrustOptions},
     clock::Clock,
     credentials::TokenFile,
-    enrol::{self, Enrolment, Leftovers, PodStatus},
+    enrol::{self, Enrolment, Leftovers},
     environment::ApiServerUrl,
     files::FileWatch,
     forward::Forwarder,
@@ -29,7 +32,7 @@ use crate::{
         Kernel, Options as KernelInstallation,
         cgroup::{self, CgroupRoot},
     },
-    metrics::{Followed, Metrics, register_counts, register_gauge},
+    metrics::{Followed, Metrics, register_counts},
     pod::{Inbound, WantedPod},
     sessions::{
         Declared,
@@ -370,78 +373,4 @@ async fn follow_files(
             }
         }
     }
-}
-
-/// Ready when every pod that has a process is enrolled.
-async fn report_pods(mut pods: watch::Receiver<Arc<[PodStatus]>>, condition: Condition) {
-    // Before the enroller's first look nothing is known.
-    while pods.changed().await.is_ok() {
-        let unsettled = pods
-            .borrow_and_update()
-            .iter()
-            .filter(|pod| !pod.state.is_settled())
-            .count();
-        if unsettled == 0 {
-            condition.ready();
-        } else {
-            condition.not_ready(format!("{unsettled} pods can't be enrolled; the agent's log says why"));
-        }
-    }
-}
-
-/// Ready while the agent has a token of its own.
-async fn report_token(mut token: TokenFile, condition: Condition) {
-    /// A token expires without its file changing.
-    const LOOK: Duration = Duration::from_secs(10);
-    loop {
-        match token.current() {
-            Ok(_) => condition.ready(),
-            Err(_) => condition.not_ready("the agent has no token of its own; its log says why"),
-        }
-        let _ = tokio::time::timeout(LOOK, token.changed()).await;
-    }
-}
-
-fn register(
-    registry: &mut Registry,
-    sessions: &SessionLookup,
-    dials: &Arc<DialCounts>,
-    token: &TokenFile,
-    certificate: &ServingCert,
-) {
-    for (index, (name, help)) in [
-        ("sessions_in_force", "Sessions in force"),
-        ("sessions_expired", "Sessions declared whose time is up"),
-        ("sessions_refused", "Sessions declared that can't be used as they are"),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        let sessions = sessions.clone();
-        register_gauge(registry, name, help, move || {
-            i64::try_from(sessions.snapshot().counts()[index].1).ok()
-        });
-    }
-    let dials = Arc::clone(dials);
-    register_counts(
-        registry,
-        "upstream_connections",
-        "Connections dialled to API servers, by protocol or failure",
-        "outcome",
-        move || dials.iter().collect(),
-    );
-    let token = token.clone();
-    register_gauge(
-        registry,
-        "token_expiry_timestamp_seconds",
-        "When the agent's own token expires",
-        move || token.expiry().map(jiff::Timestamp::as_second),
-    );
-    let certificate = certificate.clone();
-    register_gauge(
-        registry,
-        "certificate_expiry_timestamp_seconds",
-        "When the certificate that workloads see expires",
-        move || Some(certificate.expiry().as_second()),
-    );
 }

@@ -2,16 +2,21 @@
 
 use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
+use http::{Request, Response};
 use hyper::{
+    body::Incoming,
     server::conn::{http1, http2},
-    service::service_fn,
+    service::{Service, service_fn},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
 use super::tls::Accepted;
-use crate::forward::{Forwarder, Origin};
+use crate::{
+    body::ResponseBody,
+    forward::{Forwarder, Origin},
+};
 
 /// How long a client may take over a request's head, and how long a connection may wait for its next request.
 const HEAD: Duration = Duration::from_secs(90);
@@ -71,16 +76,12 @@ async fn serve_http1<S>(
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let service = service_fn(|request| {
-        let (forwarder, origin) = (Arc::clone(&forwarder), origin.clone());
-        async move { Ok::<_, Infallible>(forwarder.serve(&origin, request).await) }
-    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD)
         .max_headers(HEADERS)
         .max_buf_size(HEAD_BYTES as usize)
-        .serve_connection(TokioIo::new(stream), service)
+        .serve_connection(TokioIo::new(stream), requests_to(forwarder, origin))
         .with_upgrades();
     until_closed!(connection, drain, ended);
 }
@@ -94,10 +95,6 @@ async fn serve_http2<S>(
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let service = service_fn(|request| {
-        let (forwarder, origin) = (Arc::clone(&forwarder), origin.clone());
-        async move { Ok::<_, Infallible>(forwarder.serve(&origin, request).await) }
-    });
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS)
@@ -107,6 +104,16 @@ async fn serve_http2<S>(
         .max_header_list_size(HEAD_BYTES)
         .keep_alive_interval(PING)
         .keep_alive_timeout(PONG)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(stream), requests_to(forwarder, origin));
     until_closed!(connection, drain, ended);
+}
+
+fn requests_to(
+    forwarder: Arc<Forwarder>,
+    origin: Origin,
+) -> impl Service<Request<Incoming>, Response = Response<ResponseBody>, Error = Infallible, Future: Send + 'static> {
+    service_fn(move |request| {
+        let (forwarder, origin) = (Arc::clone(&forwarder), origin.clone());
+        async move { Ok(forwarder.serve(&origin, request).await) }
+    })
 }
