@@ -245,7 +245,11 @@ impl Sessions {
             failed_reads: metrics.reload_failures(Followed::Sessions),
         };
         let (mut store, lookup, wanted) = Store::new(outfit, clock.clone());
-        let files = SessionFiles::new(options.sessions.clone());
+        let path = options
+            .sessions
+            .clone()
+            .context("without --sessions there are no sessions")?;
+        let files = SessionFiles::new(path);
         let watch = FileWatch::new([files.path()]).await;
         let (files, first) = read(files).await?;
         let first = first.context("the agent can't start without its sessions")?;
@@ -316,6 +320,7 @@ async fn serving_certificate(
     Ok(match (options.trust, options.files()) {
         (TrustMode::Files, Some((certificate, key))) => serve_pair(certificate, key, clock.clone(), failures).await?,
         (TrustMode::Files, None) => anyhow::bail!("--trust files needs --tls-cert and --tls-key"),
+        (TrustMode::ClusterSigned, _) => anyhow::bail!("--trust cluster-signed needs the cluster's sessions"),
         (TrustMode::OwnCa, _) => {
             // The sender may go: the addresses are those of the command line.
             let names = ServedNames {

@@ -3,10 +3,11 @@
 use std::{path::Path, sync::Arc};
 
 use prometheus_client::metrics::counter::Counter;
+use tokio::sync::watch;
 
 use crate::{
     clock::Clock,
-    credentials::TokenFile,
+    credentials::{CredentialError, TokenFile},
     sessions::{live::Credential, spec::SessionSpec, store::Outfitter},
     upstream::{Upstream, pool::DialCounts, roots::Roots, target::Target},
 };
@@ -42,5 +43,14 @@ impl Outfitter for Outfit {
 
     async fn token_file(&self, path: &Path) -> Credential {
         Credential::File(TokenFile::follow(path, self.clock.clone(), self.failed_reads.clone()).await)
+    }
+
+    fn secret_token(&self, namespace: &str, name: &str, _key: &str) -> Credential {
+        // Session files can't name one.
+        let (_, none) = watch::channel(Err(CredentialError::Secret {
+            secret: format!("{namespace}/{name}"),
+            reason: "there is no cluster to read it from: use tokenFile".to_owned(),
+        }));
+        Credential::Watched(none)
     }
 }
