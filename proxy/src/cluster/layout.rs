@@ -25,6 +25,7 @@ pub struct Layout {
     /// From the root to the directory of all pods; empty where the root is that.
     pods: PathBuf,
     driver: Driver,
+    is_known: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,19 +53,28 @@ impl Layout {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             name == "kubepods" || name == "kubepods.slice" || name.ends_with("-kubepods.slice")
         };
-        let pods = if is_pods(root) {
-            PathBuf::new()
+        let found = if is_pods(root) {
+            Some(Path::new(""))
         } else {
-            let found = BELOW.iter().map(Path::new).find(|path| is_there(path));
-            // The kubelet makes it when it starts.
-            found.unwrap_or(Path::new(BELOW[0])).to_owned()
+            BELOW.iter().map(Path::new).find(|path| is_there(path))
         };
+        let pods = found.unwrap_or(Path::new(BELOW[0])).to_owned();
         let named = if pods.as_os_str().is_empty() { root } else { &pods };
         let name = named.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let driver = name
             .strip_suffix(".slice")
             .map_or(Driver::Cgroupfs, |slice| Driver::Systemd(slice.to_owned()));
-        Self { pods, driver }
+        Self {
+            pods,
+            driver,
+            is_known: found.is_some(),
+        }
+    }
+
+    /// Whether there is such a directory. The kubelet makes it when it starts.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        self.is_known
     }
 
     /// A pod's cgroup, relative to the root. `uid` must be free of slashes ([`super::pods::TaggedPod`] has seen to it).
@@ -127,5 +137,7 @@ mod tests {
             there.iter().any(|there| Path::new(there) == path)
         });
         assert_eq!(layout.path(UID, qos), Path::new(expected));
+        let names_pods = root.ends_with("kubepods") || root.ends_with("kubepods.slice");
+        assert_eq!(layout.is_known(), names_pods || !there.is_empty());
     }
 }

@@ -10,7 +10,7 @@ use std::{
 
 use tokio::{
     sync::{Notify, mpsc, watch},
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 use super::{
@@ -27,6 +27,9 @@ use crate::{metrics::Metrics, sessions::Declared};
 /// How long a start waits for the Sessions of namespaces with pods. Those that can't be read by then are refused, with
 /// their pods intercepted.
 const SESSIONS_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often it is looked how the pods' cgroups are laid out, until the kubelet has made their directory.
+const LAYOUT_LOOK: Duration = Duration::from_millis(250);
 
 /// Why a start can't go on.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +59,8 @@ pub struct Declaration {
     pub sessions: Vec<Declared>,
     /// For [`Source::run`].
     pub fingerprint: Fingerprint,
+    /// Whether it was known how the pods' cgroups are laid out.
+    is_settled: bool,
 }
 
 /// The watches.
@@ -154,6 +159,7 @@ impl Source {
         Declaration {
             fingerprint: Fingerprint::of(&sessions_declared, &sessions),
             sessions: sessions_declared,
+            is_settled: layout.is_known(),
         }
     }
 
@@ -161,16 +167,19 @@ impl Source {
     pub async fn run(mut self, first: Fingerprint, declare: mpsc::Sender<Vec<Declared>>) {
         let mut last = first;
         let mut complaints = Complaints::default();
+        let mut is_settled = self.declared().is_settled;
         complaints.log(&self.declared().sessions);
         loop {
             tokio::select! {
                 changed = self.pods.changed() => if changed.is_err() { return },
                 changed = self.sessions.changed() => if changed.is_err() { return },
+                () = sleep(LAYOUT_LOOK), if !is_settled => {}
                 () = declare.closed() => return,
             }
             self.pods.mark_unchanged();
             self.sessions.mark_unchanged();
             let declared = self.declared();
+            is_settled = declared.is_settled;
             if declared.fingerprint == last {
                 continue;
             }

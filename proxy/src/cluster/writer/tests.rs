@@ -170,10 +170,10 @@ async fn a_session_in_constant_use_is_written_from_time_to_time() {
         };
         stage.run(&mut writers, Some(&busy), 1).await;
     }
-    let writes = stage.status_writes();
+    let count = stage.status_writes();
     assert!(
-        (4..=6).contains(&writes),
-        "{writes} writes in two minutes of constant use"
+        (4..=6).contains(&count),
+        "{count} writes in two minutes of constant use"
     );
 }
 
@@ -185,8 +185,8 @@ async fn changes_in_quick_succession_are_written_together() {
         stage.run(&mut writers, Some(&Local { pods, ..local() }), 1).await;
     }
     stage.run(&mut writers, Some(&Local { pods: 20, ..local() }), 10).await;
-    let writes = stage.status_writes();
-    assert!(writes <= 24, "{writes} writes in 30 seconds");
+    let count = stage.status_writes();
+    assert!(count <= 24, "{count} writes in 30 seconds");
     assert_eq!(stage.status.lock().unwrap().pods, Some(20));
 }
 
@@ -200,10 +200,10 @@ async fn agents_of_two_nodes_come_to_agree_and_stop_writing() {
         assert_eq!(status.nodes.len(), 2);
         assert_eq!(status.pods, Some(2));
     }
-    let writes = stage.status_writes();
-    assert!(writes <= 6, "{writes} writes");
+    let count = stage.status_writes();
+    assert!(count <= 6, "{count} writes");
     stage.run(&mut writers, Some(&local()), 60).await;
-    assert_eq!(stage.status_writes(), writes, "nothing has changed");
+    assert_eq!(stage.status_writes(), count, "nothing has changed");
 }
 
 #[tokio::test(start_paused = true)]
