@@ -37,6 +37,7 @@ use crate::{
     sessions::{
         Declared,
         files::{Reading, SessionFiles},
+        spec::Policy,
         store::{SessionLookup, Store},
     },
     trust::{
@@ -249,7 +250,10 @@ impl Sessions {
             .sessions
             .clone()
             .context("without --sessions there are no sessions")?;
-        let files = SessionFiles::new(path);
+        let policy = Policy {
+            allow_insecure_servers: options.allow_insecure_servers,
+        };
+        let files = SessionFiles::new(path).under(policy);
         let watch = FileWatch::new([files.path()]).await;
         let (files, first) = read(files).await?;
         let first = first.context("the agent can't start without its sessions")?;
