@@ -6,6 +6,7 @@ pub mod own_ca;
 pub mod pair;
 pub mod roots;
 pub mod serving;
+pub mod unverified;
 
 mod authority;
 mod pem;

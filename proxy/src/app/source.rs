@@ -26,6 +26,7 @@ use crate::{
     sessions::{
         Declared,
         files::{Reading, SessionFiles},
+        spec::Policy,
         store::SessionLookup,
     },
 };
@@ -59,13 +60,16 @@ impl Source {
         readiness: &Readiness,
         metrics: &Metrics,
     ) -> anyhow::Result<(Self, Teller)> {
+        let policy = Policy {
+            allow_insecure_servers: options.allow_insecure_servers,
+        };
         match &cluster.client {
             None => {
                 let path = options
                     .sessions
                     .clone()
                     .context("without --sessions there are no sessions")?;
-                Self::of_files(path, &cluster.addresses).await
+                Self::of_files(path, policy, &cluster.addresses).await
             }
             Some(client) => {
                 let here = Here {
@@ -75,14 +79,19 @@ impl Source {
                         name: name.clone(),
                     }),
                     cgroup_root,
+                    policy,
                 };
                 Self::of_cluster(client, here, &cluster.addresses, readiness, metrics).await
             }
         }
     }
 
-    async fn of_files(path: PathBuf, addresses: &BTreeSet<SocketAddr>) -> anyhow::Result<(Self, Teller)> {
-        let files = SessionFiles::new(path);
+    async fn of_files(
+        path: PathBuf,
+        policy: Policy,
+        addresses: &BTreeSet<SocketAddr>,
+    ) -> anyhow::Result<(Self, Teller)> {
+        let files = SessionFiles::new(path).under(policy);
         let watch = FileWatch::new([files.path()]).await;
         let (files, first) = read(files).await?;
         let first = first.context("the agent can't start without its sessions")?;
