@@ -1,7 +1,7 @@
 //! Where the kubelet puts a pod's cgroup, below the root that the kernel programs are attached to: plain functions.
 //!
-//! The kubelet names a pod's cgroup by its QoS class and UID (`k8s.io/kubernetes/pkg/kubelet/cm`, `pod_container_manager_linux.go`
-//! and `cgroup_manager_linux.go`): with the cgroupfs driver `kubepods/burstable/pod<uid>`, with the systemd driver
+//! The kubelet names a pod's cgroup by its class of service and UID (`k8s.io/kubernetes/pkg/kubelet/cm`,
+//! `pod_container_manager_linux.go` and `cgroup_manager_linux.go`): with the cgroupfs driver `kubepods/burstable/pod<uid>`, with the systemd driver
 //! `kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod<uid>.slice`, the UID's dashes as underscores, since
 //! a dash parts the levels of a slice. A guaranteed pod's stands directly below the root. A kubelet that has a cgroup
 //! root of its own, as kind's has, puts its name in front: `kubelet.slice/kubelet-kubepods.slice`.

@@ -54,21 +54,20 @@ pub async fn tell_rights(client: kube::Client, mut pods: watch::Receiver<Seen<Ar
                 continue;
             }
             let account = (pod.key.namespace.clone(), pod.service_account.clone());
-            let rights = match known.get(&account) {
-                Some((_, rights)) => rights.clone(),
-                None => {
-                    sleep(PACE).await;
-                    match timeout(PATIENCE, review(&client, &account)).await {
-                        Ok(Ok(rights)) => {
-                            known.insert(account, (Instant::now(), rights.clone()));
-                            rights
-                        }
-                        Ok(Err(error)) => {
-                            tracing::warn!(%error, pod = %pod.key, "whether the pod's own account holds rights can't be told");
-                            continue;
-                        }
-                        Err(_) => continue,
+            let rights = if let Some((_, rights)) = known.get(&account) {
+                rights.clone()
+            } else {
+                sleep(PACE).await;
+                match timeout(PATIENCE, review(&client, &account)).await {
+                    Ok(Ok(rights)) => {
+                        known.insert(account, (Instant::now(), rights.clone()));
+                        rights
                     }
+                    Ok(Err(error)) => {
+                        tracing::warn!(%error, pod = %pod.key, "whether the pod's own account holds rights can't be told");
+                        continue;
+                    }
+                    Err(_) => continue,
                 }
             };
             if let Some(notice) = notice(pod, &rights) {

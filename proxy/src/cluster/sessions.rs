@@ -102,6 +102,7 @@ pub fn find<'a>(
 }
 
 /// Watches the Sessions of `namespaces`, for as long as that has a sender.
+#[must_use]
 pub fn watch_namespaces(
     client: kube::Client,
     mut namespaces: watch::Receiver<BTreeSet<String>>,
