@@ -6,16 +6,19 @@ mod build;
 mod chores;
 mod ci;
 mod command;
+mod image;
 mod setup;
 mod workspace;
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::chores::Selection;
+use crate::image::Reference;
 
 /// Understudy's own chores. Each sets up by itself what it needs.
 #[derive(Debug, Parser)]
@@ -51,6 +54,21 @@ enum Chore {
         /// Handed to the test programs: `-- --nocapture`
         #[arg(last = true)]
         harness: Vec<OsString>,
+    },
+    /// Build the agent as the image has it: release profile, linked statically
+    Static {
+        /// Where to leave it
+        #[arg(long, value_name = "PATH", default_value = "target/image/understudy")]
+        output: PathBuf,
+    },
+    /// Make a container image of the agent, as a tar in the OCI layout that Docker reads as well
+    Image {
+        /// The image's name
+        #[arg(long, value_name = "NAME:TAG", default_value = concat!("understudy:", env!("CARGO_PKG_VERSION")))]
+        tag: Reference,
+        /// Where to leave the tar
+        #[arg(long, value_name = "PATH", default_value = "target/image/understudy.tar")]
+        output: PathBuf,
     },
     /// Run what must hold before a change lands: format, lints, dependencies' terms, tests
     Ci,
@@ -96,6 +114,8 @@ fn chore(chore: Chore) -> Result<()> {
             package,
             harness,
         }),
+        Chore::Static { output } => image::executable(&output),
+        Chore::Image { tag, output } => image::image(&image::Options { tag, output }),
         Chore::Ci => ci::ci(),
         Chore::AsRoot { program, arguments } => chores::as_root(&program, &arguments),
     }
