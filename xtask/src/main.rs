@@ -7,6 +7,7 @@ mod chores;
 mod ci;
 mod command;
 mod image;
+mod manifests;
 mod setup;
 mod workspace;
 
@@ -70,6 +71,12 @@ enum Chore {
         #[arg(long, value_name = "PATH", default_value = "target/image/understudy.tar")]
         output: PathBuf,
     },
+    /// Write the CRDs into deploy/ from the types
+    Manifests {
+        /// Write nothing; fail where they differ, or where kustomize and the chart do
+        #[arg(long)]
+        check: bool,
+    },
     /// Run what must hold before a change lands: format, lints, dependencies' terms, tests
     Ci,
     /// Become a program as root, through sudo where need be; cargo test starts the tests with it
@@ -116,6 +123,8 @@ fn chore(chore: Chore) -> Result<()> {
         }),
         Chore::Static { output } => image::executable(&output),
         Chore::Image { tag, output } => image::image(&image::Options { tag, output }),
+        Chore::Manifests { check: false } => manifests::write(),
+        Chore::Manifests { check: true } => manifests::check(),
         Chore::Ci => ci::ci(),
         Chore::AsRoot { program, arguments } => chores::as_root(&program, &arguments),
     }
