@@ -6,16 +6,20 @@ mod build;
 mod chores;
 mod ci;
 mod command;
+mod image;
+mod manifests;
 mod setup;
 mod workspace;
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::chores::Selection;
+use crate::image::Reference;
 
 /// Understudy's own chores. Each sets up by itself what it needs.
 #[derive(Debug, Parser)]
@@ -51,6 +55,27 @@ enum Chore {
         /// Handed to the test programs: `-- --nocapture`
         #[arg(last = true)]
         harness: Vec<OsString>,
+    },
+    /// Build the agent as the image has it: release profile, linked statically
+    Static {
+        /// Where to leave it
+        #[arg(long, value_name = "PATH", default_value = "target/image/understudy")]
+        output: PathBuf,
+    },
+    /// Make a container image of the agent, as a tar in the OCI layout that Docker reads as well
+    Image {
+        /// The image's name
+        #[arg(long, value_name = "NAME:TAG", default_value = concat!("understudy:", env!("CARGO_PKG_VERSION")))]
+        tag: Reference,
+        /// Where to leave the tar
+        #[arg(long, value_name = "PATH", default_value = "target/image/understudy.tar")]
+        output: PathBuf,
+    },
+    /// Write the CRDs into deploy/ from the types
+    Manifests {
+        /// Write nothing; fail where they differ, or where kustomize and the chart do
+        #[arg(long)]
+        check: bool,
     },
     /// Run what must hold before a change lands: format, lints, dependencies' terms, tests
     Ci,
@@ -96,6 +121,10 @@ fn chore(chore: Chore) -> Result<()> {
             package,
             harness,
         }),
+        Chore::Static { output } => image::executable(&output),
+        Chore::Image { tag, output } => image::image(&image::Options { tag, output }),
+        Chore::Manifests { check: false } => manifests::write(),
+        Chore::Manifests { check: true } => manifests::check(),
         Chore::Ci => ci::ci(),
         Chore::AsRoot { program, arguments } => chores::as_root(&program, &arguments),
     }

@@ -10,7 +10,7 @@ mod linters;
 
 use anyhow::Result;
 
-pub(crate) use clients::{Clients, clients};
+pub(crate) use clients::{Clients, clients, helm};
 pub(crate) use ebpf::{Toolchain, ebpf};
 pub(crate) use linters::{cargo_deny, ebpf_clippy, linters};
 
