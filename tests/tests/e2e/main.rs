@@ -10,4 +10,5 @@ mod refusals;
 mod secrets;
 mod sessions;
 mod streams;
+mod upgrade;
 mod world;
