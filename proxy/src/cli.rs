@@ -90,6 +90,9 @@ pub struct AgentOptions {
         default_value = "understudy-system"
     )]
     pub namespace: String,
+    /// The agent's own pod, which can't carry a session. Without `--sessions` only.
+    #[arg(long, value_name = "NAME", env = "POD_NAME")]
+    pub pod_name: Option<String>,
     /// Where this agent and the one that follows it on the node find each other.
     #[arg(long, value_name = "DIR", default_value = "/run/understudy")]
     pub run_dir: PathBuf,

@@ -15,6 +15,7 @@ pub struct Readiness(Arc<watch::Sender<Conditions>>);
 #[derive(Debug)]
 pub struct Condition {
     name: &'static str,
+    is_settled: bool,
     conditions: Arc<watch::Sender<Conditions>>,
 }
 
@@ -31,6 +32,7 @@ impl Readiness {
     pub fn condition(&self, name: &'static str) -> Condition {
         let condition = Condition {
             name,
+            is_settled: false,
             conditions: Arc::clone(&self.0),
         };
         condition.not_ready("starting");
@@ -69,6 +71,11 @@ impl Condition {
         self.set(Some(reason.into()));
     }
 
+    /// It stays as it is, without a holder: nothing can change it any more.
+    pub fn keep(mut self) {
+        self.is_settled = true;
+    }
+
     fn set(&self, state: Option<Cow<'static, str>>) {
         self.conditions.send_if_modified(|conditions| {
             if conditions.get(self.name) == Some(&state) {
@@ -87,7 +94,9 @@ impl Condition {
 
 impl Drop for Condition {
     fn drop(&mut self) {
-        self.not_ready("stopped");
+        if !self.is_settled {
+            self.not_ready("stopped");
+        }
     }
 }
 
@@ -125,11 +134,15 @@ mod tests {
         b.ready();
         waiting.await.unwrap();
         assert!(readiness.is_ready());
+        let c = readiness.condition("c");
+        c.ready();
+        c.keep();
+        assert!(readiness.is_ready());
         drop(a);
         assert!(!readiness.is_ready());
         assert_eq!(
             readiness.report().to_string(),
-            "[-]a failed: stopped\n[+]b ok\nreadyz check failed\n"
+            "[-]a failed: stopped\n[+]b ok\n[+]c ok\nreadyz check failed\n"
         );
     }
 }

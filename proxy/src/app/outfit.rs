@@ -7,7 +7,9 @@ use tokio::sync::watch;
 
 use crate::{
     clock::Clock,
+    cluster::{ObjectKey, secrets::follow_token},
     credentials::{CredentialError, TokenFile},
+    metrics::Metrics,
     sessions::{live::Credential, spec::SessionSpec, store::Outfitter},
     upstream::{Upstream, pool::DialCounts, roots::Roots, target::Target},
 };
@@ -20,6 +22,8 @@ pub(super) struct Outfit {
     pub(super) clock: Clock,
     pub(super) dials: Arc<DialCounts>,
     pub(super) failed_reads: Counter,
+    /// What Secrets are read with, where the sessions are the cluster's.
+    pub(super) secrets: Option<(kube::Client, Metrics)>,
 }
 
 impl Outfitter for Outfit {
@@ -45,12 +49,21 @@ impl Outfitter for Outfit {
         Credential::File(TokenFile::follow(path, self.clock.clone(), self.failed_reads.clone()).await)
     }
 
-    fn secret_token(&self, namespace: &str, name: &str, _key: &str) -> Credential {
-        // Session files can't name one.
-        let (_, none) = watch::channel(Err(CredentialError::Secret {
-            secret: format!("{namespace}/{name}"),
-            reason: "there is no cluster to read it from: use tokenFile".to_owned(),
-        }));
-        Credential::Watched(none)
+    fn secret_token(&self, namespace: &str, name: &str, key: &str) -> Credential {
+        let secret = ObjectKey {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        };
+        Credential::Watched(match &self.secrets {
+            Some((client, metrics)) => follow_token(client.clone(), secret, key, metrics),
+            // Session files can't name one.
+            None => {
+                watch::channel(Err(CredentialError::Secret {
+                    secret: secret.to_string(),
+                    reason: "there is no cluster to read it from: use tokenFile".to_owned(),
+                }))
+                .1
+            }
+        })
     }
 }

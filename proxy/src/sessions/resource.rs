@@ -186,6 +186,9 @@ pub struct SessionStatus {
 pub struct NodeStatus {
     /// The node.
     pub node: String,
+    /// How the session stands there: Active, Expired, Idle or Refused. Idle time is counted on each node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<String>,
     /// Pods enrolled there.
     #[serde(default)]
     pub pods: i64,
