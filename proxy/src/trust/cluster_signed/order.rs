@@ -76,7 +76,7 @@ impl Orders {
             Err(TrustError::Forbidden { message, .. }) => {
                 tracing::warn!(
                     request = filed.name,
-                    message,
+                    answer = message,
                     "the agent may not approve its own certificate: run `kubectl certificate approve {}`",
                     filed.name
                 );

@@ -161,9 +161,15 @@ impl FakeCluster {
     /// Waits until a condition holds.
     pub(super) async fn until(&self, holds: impl Fn(&Self) -> bool) {
         let mut changed = self.0.changed.subscribe();
-        while !holds(self) {
-            changed.changed().await.unwrap();
-        }
+        let held = async {
+            while !holds(self) {
+                changed.changed().await.unwrap();
+            }
+        };
+        // By a clock that stands still until nothing else is to be done; others say themselves how long.
+        tokio::time::timeout(Duration::from_hours(24 * 30), held)
+            .await
+            .expect("it comes to hold");
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

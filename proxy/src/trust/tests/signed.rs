@@ -86,7 +86,9 @@ impl Node {
     }
 
     async fn waits(&self) -> String {
-        self.cluster.until(|cluster| !cluster.requests().is_empty()).await;
+        timeout(SOON, self.cluster.until(|cluster| !cluster.requests().is_empty()))
+            .await
+            .expect("a certificate is asked for");
         self.cluster.requests().remove(0)
     }
 }
@@ -118,9 +120,10 @@ async fn the_request_is_what_the_signer_asks_for() {
     node.cluster.set_signs(false);
     let _starting = node.start();
     let path = format!("{REQUESTS}/{}", node.waits().await);
-    node.cluster
-        .until(|cluster| cluster.object(&path).unwrap()["status"]["conditions"].is_array())
-        .await;
+    let approved = |cluster: &FakeCluster| cluster.object(&path).unwrap()["status"]["conditions"].is_array();
+    timeout(SOON, node.cluster.until(approved))
+        .await
+        .expect("it is approved");
     let request = node.cluster.object(&path).unwrap();
     assert!(path.contains("/understudy-n1-"), "{path}");
     assert_eq!(request["spec"]["signerName"], KUBELET_SERVING);
@@ -223,7 +226,7 @@ async fn new_names_bring_a_new_certificate_and_the_old_one_serves_meanwhile() {
     let mut certificate = node.serve().await;
     node.cluster.set_signs(false);
     node.names.send_replace(names(&["10.96.0.1", "fd00::1", "192.0.2.7"]));
-    timeout(SOON, node.waits()).await.unwrap();
+    node.waits().await;
     assert!(node.served(&certificate, "10.96.0.1").await);
     assert!(!node.served(&certificate, "192.0.2.7").await);
 
