@@ -162,10 +162,12 @@ impl ApiServer {
     /// One is refused.
     pub async fn create_pods(&self, pods: Vec<PodSpec>) -> Result<Vec<PodSpec>> {
         let batches = pods.chunks(BATCH).map(async |batch| {
-            let items: Vec<Value> = batch.iter().map(PodSpec::to_object).collect();
-            let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
-            let stored = self.send(&["create", "-f", "-"], &list).await?;
-            let stored = stored["items"].as_array().cloned().unwrap_or_else(|| vec![stored]);
+            let documents: Vec<String> = batch.iter().map(|pod| pod.to_object().to_string()).collect();
+            let command = self.admin(["create", "--output=json", "-f", "-"])?;
+            let printed = command.stdin(documents.join("\n---\n")).stdout().await?;
+            let stored: Vec<Value> = serde_json::Deserializer::from_str(&printed)
+                .into_iter()
+                .collect::<Result<_, _>>()?;
             if stored.len() != batch.len() {
                 bail!("{} of {} pods were created", stored.len(), batch.len());
             }
