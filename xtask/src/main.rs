@@ -9,6 +9,7 @@ mod command;
 mod image;
 mod manifests;
 mod setup;
+mod vm;
 mod workspace;
 
 use std::ffi::OsString;
@@ -52,6 +53,9 @@ enum Chore {
         /// Run only this package's tests
         #[arg(long, short)]
         package: Option<String>,
+        /// Boot Debian's kernel of this version, and run the tests in it that have to do with the kernel
+        #[arg(long, value_name = "VERSION")]
+        kernel: Option<String>,
         /// Handed to the test programs: `-- --nocapture`
         #[arg(last = true)]
         harness: Vec<OsString>,
@@ -115,12 +119,19 @@ fn chore(chore: Chore) -> Result<()> {
         Chore::Test {
             filter,
             package,
+            kernel,
             harness,
-        } => chores::test(&Selection {
-            filter,
-            package,
-            harness,
-        }),
+        } => {
+            let selection = Selection {
+                filter,
+                package,
+                harness,
+            };
+            match kernel {
+                Some(kernel) => vm::test(&kernel, &selection),
+                None => chores::test(&selection),
+            }
+        }
         Chore::Static { output } => image::executable(&output),
         Chore::Image { tag, output } => image::image(&image::Options { tag, output }),
         Chore::Manifests { check: false } => manifests::write(),

@@ -3,6 +3,7 @@
 mod objects;
 mod rights;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -54,24 +55,35 @@ const CRDS: [&str; 2] = ["base/crd.yaml", "helm/understudy/crds/crd.yaml"];
 /// # Errors
 /// Where the agent doesn't build, or a file can't be written.
 pub(crate) fn write() -> Result<()> {
-    let crds = crds()?;
+    let crds = crds(&understudy()?)?;
     for path in CRDS.map(below_deploy) {
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).with_context(|| format!("could not make {}", parent.display()))?;
+        }
         fs::write(&path, &crds).with_context(|| format!("could not write {}", path.display()))?;
         progress(format!("wrote {}", path.display()));
     }
     Ok(())
 }
 
-/// Makes sure that the CRDs are those of the types, that kustomize and the chart say the same of every variant, and
-/// that no right in them is wider than it has to be.
+/// Makes sure that kustomize and the chart say the same of every variant, that no right in them is wider than it has to
+/// be, that the agent knows what it is started with, and that the CRDs are those of the types.
 ///
 /// # Errors
 /// At the first of them that doesn't hold; the message says where.
 pub(crate) fn check() -> Result<()> {
-    compare()?;
-    let crds = crds()?;
+    let started = compare()?;
+    let understudy = understudy()?;
+    for arguments in started {
+        // Asked for help at the end, it reads what stands before, and does nothing.
+        let line = arguments.join(" ");
+        output(Command::new(&understudy).args(arguments).arg("--help"))
+            .with_context(|| format!("the agent isn't to be started as deploy/ has it: understudy {line}"))?;
+    }
+    let crds = crds(&understudy)?;
     for path in CRDS.map(below_deploy) {
-        let kept = fs::read_to_string(&path).with_context(|| format!("could not read {}", path.display()))?;
+        let kept = fs::read_to_string(&path)
+            .with_context(|| format!("could not read {}: run `cargo xtask manifests`", path.display()))?;
         ensure!(
             kept == crds,
             "{} isn't what the types say: run `cargo xtask manifests`",
@@ -81,8 +93,10 @@ pub(crate) fn check() -> Result<()> {
     Ok(())
 }
 
-/// Renders every variant both ways, and looks at what came of it.
-fn compare() -> Result<()> {
+/// Renders every variant both ways, looks at what came of it, and returns with what arguments the agent's program is
+/// started there.
+fn compare() -> Result<BTreeSet<Vec<String>>> {
+    let mut started = BTreeSet::from([vec!["gate".to_owned()]]);
     let clients = setup::clients()?;
     setup::helm()?;
     for variant in &VARIANTS {
@@ -101,16 +115,21 @@ fn compare() -> Result<()> {
             "deploy/{name} grants more than it has to:\n\n    {}\n",
             excesses.join("\n    ")
         );
+        started.extend(kustomized.started());
         progress(format!("{name}: {} objects, the same in the chart", kustomized.len()));
     }
-    Ok(())
+    Ok(started)
 }
 
-/// What `understudy crd` prints.
-fn crds() -> Result<String> {
+/// The agent, built.
+fn understudy() -> Result<PathBuf> {
     build::ebpf(&setup::ebpf()?, false)?;
-    let binaries = build::binaries()?;
-    output(Command::new(binaries.path("understudy")?).arg("crd"))
+    build::binaries()?.path("understudy").map(Path::to_path_buf)
+}
+
+/// The CRDs, as the agent prints them.
+fn crds(understudy: &Path) -> Result<String> {
+    output(Command::new(understudy).arg("crd"))
 }
 
 fn kustomize(clients: &Clients, variant: &Variant) -> Result<Objects> {

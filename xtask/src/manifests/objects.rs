@@ -34,6 +34,19 @@ impl Objects {
         self.0.iter().map(|(name, object)| (name.as_str(), object))
     }
 
+    /// The arguments of every container that a workload among them runs.
+    pub(crate) fn started(&self) -> impl Iterator<Item = Vec<String>> {
+        let pods = self.0.values().map(|object| &object["spec"]["template"]["spec"]);
+        pods.flat_map(|pod| [&pod["initContainers"], &pod["containers"]])
+            .filter_map(Value::as_array)
+            .flatten()
+            .filter_map(|container| container["args"].as_array())
+            .map(|arguments| {
+                let words = arguments.iter().filter_map(Value::as_str);
+                words.map(str::to_owned).collect()
+            })
+    }
+
     /// A line for each thing in which they differ from others; none where both are the same.
     pub(crate) fn differences(&self, others: &Self) -> Vec<String> {
         let mut differences = Vec::new();
@@ -123,6 +136,19 @@ mod tests {
                 "v1 ConfigMap n/c is only in the second",
             ]
         );
+    }
+
+    #[test]
+    fn what_workloads_start_is_found() {
+        let set = json!({
+            "apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "d"},
+            "spec": {"template": {"spec": {
+                "initContainers": [{"args": ["a", "--b=c"]}],
+                "containers": [{"args": ["d"]}, {"image": "x"}],
+            }}},
+        });
+        let started: Vec<_> = objects(&json!([set, config("a", &json!({}))])).started().collect();
+        assert_eq!(started, [vec!["a", "--b=c"], vec!["d"]]);
     }
 
     #[test]
