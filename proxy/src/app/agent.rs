@@ -14,14 +14,16 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
+    certificate::{Surroundings, serving_certificate},
     outfit::Outfit,
     report::{register, report_pods, report_token},
 };
 use crate::{
     admin::{Admin, Condition, Readiness},
     audit::Audit,
-    cli::{AgentOptions, KernelOptions, TrustMode, TrustOptions},
+    cli::{AgentOptions, KernelOptions},
     clock::Clock,
+    cluster::client::client,
     credentials::TokenFile,
     enrol::{self, Enrolment, Leftovers},
     environment::ApiServerUrl,
@@ -39,13 +41,8 @@ use crate::{
         files::{Reading, SessionFiles},
         store::{SessionLookup, Store},
     },
-    trust::{
-        own_ca::{ServedNames, serve_own_ca},
-        pair::serve_pair,
-        roots::UpstreamRoots,
-        serving::{ServingCert, server_config},
-    },
-    upstream::{pool::DialCounts, roots::Roots, target::Target},
+    trust::{ServedNames, roots::UpstreamRoots, serving::server_config},
+    upstream::{Upstream, pool::DialCounts, roots::Roots, target::Target},
 };
 
 /// Connections accepted and not yet served. Small: all that is left to do for one is to spawn its task.
@@ -84,9 +81,16 @@ impl Agent {
         let stop_admin = CancellationToken::new();
 
         let cluster = Cluster::discover(&options, &clock, &metrics).await?;
-        let certificate = serving_certificate(&options.trust, &cluster, &clock, &metrics).await?;
-        let audit = Audit::start(options.audit_log.to_string_lossy().parse()?, &metrics).await?;
         let dials = Arc::new(DialCounts::default());
+        let certificate = serving_certificate(
+            &options,
+            cluster.surroundings(&dials),
+            &clock,
+            &metrics,
+            readiness.condition("certificate"),
+        )
+        .await?;
+        let audit = Audit::start(options.audit_log.to_string_lossy().parse()?, &metrics).await?;
         let sessions = Sessions::start(&options, &cluster, &dials, &clock, &metrics, end_sessions.clone()).await?;
 
         register(
@@ -218,6 +222,21 @@ impl Cluster {
             addresses,
         })
     }
+
+    /// The addresses are those of the command line, so they don't change.
+    fn surroundings(&self, dials: &Arc<DialCounts>) -> Surroundings {
+        let roots = Roots::followed(self.roots.clone());
+        let upstream = Upstream::new(self.target.clone(), roots, Arc::clone(dials));
+        let names = ServedNames {
+            addresses: self.addresses.iter().map(SocketAddr::ip).collect(),
+            dns_names: self.target.dns_name().map(str::to_owned).into_iter().collect(),
+        };
+        Surroundings {
+            client: client(upstream, self.own_token.clone()),
+            names: watch::channel(names).1,
+            namespaces: None,
+        }
+    }
 }
 
 /// The sessions, followed from their files.
@@ -307,30 +326,6 @@ fn intercept(
         move || refusals.iter().collect(),
     );
     Ok(enrolment)
-}
-
-/// The certificate that workloads see, by the mode that the operator chose.
-async fn serving_certificate(
-    options: &TrustOptions,
-    cluster: &Cluster,
-    clock: &Clock,
-    metrics: &Metrics,
-) -> anyhow::Result<ServingCert> {
-    let failures = metrics.reload_failures(Followed::Certificate);
-    Ok(match (options.trust, options.files()) {
-        (TrustMode::Files, Some((certificate, key))) => serve_pair(certificate, key, clock.clone(), failures).await?,
-        (TrustMode::Files, None) => anyhow::bail!("--trust files needs --tls-cert and --tls-key"),
-        (TrustMode::ClusterSigned, _) => anyhow::bail!("--trust cluster-signed needs the cluster's sessions"),
-        (TrustMode::OwnCa, _) => {
-            // The sender may go: the addresses are those of the command line.
-            let names = ServedNames {
-                addresses: cluster.addresses.iter().map(SocketAddr::ip).collect(),
-                dns_names: cluster.target.dns_name().map(str::to_owned).into_iter().collect(),
-            };
-            let (_, names) = watch::channel(names);
-            serve_own_ca(&options.trust_dir, names, clock.clone(), failures).await?
-        }
-    })
 }
 
 /// Reads session files off the async threads.
