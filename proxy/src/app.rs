@@ -1,6 +1,7 @@
 //! Builds the agent, starts it, and takes it down, top-down: [`run`], [`agent`].
 
 mod agent;
+mod certificate;
 mod intercept;
 mod outfit;
 mod report;

@@ -59,15 +59,9 @@ impl Source {
         readiness: &Readiness,
         metrics: &Metrics,
     ) -> anyhow::Result<(Self, Teller)> {
-        match &cluster.client {
+        match &options.sessions {
+            Some(path) => Self::of_files(path.clone(), &cluster.addresses).await,
             None => {
-                let path = options
-                    .sessions
-                    .clone()
-                    .context("without --sessions there are no sessions")?;
-                Self::of_files(path, &cluster.addresses).await
-            }
-            Some(client) => {
                 let here = Here {
                     node: options.node_name.clone(),
                     own_pod: options.pod_name.as_ref().map(|name| ObjectKey {
@@ -76,7 +70,7 @@ impl Source {
                     }),
                     cgroup_root,
                 };
-                Self::of_cluster(client, here, &cluster.addresses, readiness, metrics).await
+                Self::of_cluster(&cluster.client, here, &cluster.addresses, readiness, metrics).await
             }
         }
     }
@@ -124,6 +118,14 @@ impl Source {
             rest: Rest::Cluster(source.clone(), declaration.fingerprint),
         };
         Ok((opened, Teller(Some((client.clone(), source)))))
+    }
+
+    /// The namespaces with pods of this node; `None` where pods are known by their cgroups alone.
+    pub(super) fn namespaces(&self) -> Option<watch::Receiver<BTreeSet<String>>> {
+        match &self.rest {
+            Rest::Files(..) => None,
+            Rest::Cluster(source, _) => Some(source.namespaces.clone()),
+        }
     }
 
     /// Declares the sessions anew whenever they change.

@@ -45,99 +45,112 @@ const SPREAD: Duration = Duration::from_secs(2);
 /// Namespaces that are seen to at the same time.
 const AT_ONCE: usize = 8;
 
-/// Keeps the `ConfigMap` of each of `namespaces`, from the certificates in `ca_file` and the own CA's. What fails is
-/// logged, counted in `failures`, and tried again. Ends when nobody says any more which namespaces there are.
-///
-/// # Errors
-/// If `ca_file` can't be read at the start. A bad new version later leaves the last good one in use.
-pub async fn publish(
+/// Keeps the `ConfigMap`s.
+pub struct Publisher {
     client: Client,
     ca_file: PathBuf,
-    own: CaCertificates,
-    namespaces: watch::Receiver<BTreeSet<String>>,
-    failures: Counter,
-) -> Result<(), TrustError> {
-    let watch = FileWatch::new([&ca_file]).await;
-    let contents = contents(&ca_file, &own).await?;
-    let publisher = Publisher {
-        client,
-        ca_file,
-        own,
-        failures,
-        contents,
-        due: BTreeSet::new(),
-    };
-    publisher.run(watch, namespaces).await;
-    Ok(())
-}
-
-struct Publisher {
-    client: Client,
-    ca_file: PathBuf,
+    watch: FileWatch,
     own: CaCertificates,
     failures: Counter,
     contents: String,
-    /// Namespaces to see to.
+    /// Namespaces to see to again, for it failed.
     due: BTreeSet<String>,
 }
 
 impl Publisher {
-    async fn run(mut self, mut watch: FileWatch, mut namespaces: watch::Receiver<BTreeSet<String>>) {
+    /// Publishes the certificates in `ca_file` and the own CA's. What fails later is logged, counted in `failures`, and
+    /// tried again; a bad new `ca_file` leaves the last good one in use.
+    ///
+    /// # Errors
+    /// If `ca_file` can't be read.
+    pub async fn start(
+        client: Client,
+        ca_file: PathBuf,
+        own: CaCertificates,
+        failures: Counter,
+    ) -> Result<Self, TrustError> {
+        let watch = FileWatch::new([&ca_file]).await;
+        let contents = contents(&ca_file, &own).await?;
+        Ok(Self {
+            client,
+            ca_file,
+            watch,
+            own,
+            failures,
+            contents,
+            due: BTreeSet::new(),
+        })
+    }
+
+    /// Keeps the `ConfigMap` of each of `namespaces`, until nobody says any more which there are.
+    pub async fn run(mut self, mut namespaces: watch::Receiver<BTreeSet<String>>) {
         let mut known = BTreeSet::new();
         let mut backoff = Backoff::new(RETRY);
         let mut retry = None;
         let mut look = Instant::now() + jittered(LOOK);
-        let mut renewed = None;
+        let mut renew = None;
         // What is there already is new to us.
         namespaces.mark_changed();
         loop {
-            let at = |at: Option<Instant>| async move {
-                match at {
-                    Some(at) => time::sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
+            let see_to = tokio::select! {
                 wanted = namespaces.changed() => {
                     if wanted.is_err() {
                         return;
                     }
                     let wanted = namespaces.borrow_and_update().clone();
                     self.due.retain(|namespace| wanted.contains(namespace));
-                    let new: BTreeSet<String> = wanted.difference(&known).cloned().collect();
+                    let new = wanted.difference(&known).cloned().collect();
                     known = wanted;
-                    self.see_to(new).await;
+                    new
                 }
-                () = watch.changed() => { renewed.get_or_insert_with(|| Instant::now() + spread(SPREAD)); continue }
-                () = changed(&mut self.own.0) => { renewed.get_or_insert_with(|| Instant::now() + spread(SPREAD)); continue }
-                () = at(renewed) => {
-                    renewed = None;
-                    match contents(&self.ca_file, &self.own).await {
-                        Ok(contents) if contents == self.contents => continue,
-                        Ok(contents) => self.contents = contents,
-                        Err(error) => {
-                            self.failures.inc();
-                            tracing::error!(%error, "workloads are given the CA certificates as they were");
-                            continue;
-                        }
+                () = self.renewed() => {
+                    renew.get_or_insert_with(|| Instant::now() + spread(SPREAD));
+                    continue;
+                }
+                () = at(renew) => {
+                    renew = None;
+                    if !self.renew().await {
+                        continue;
                     }
-                    self.see_to(known.clone()).await;
+                    known.clone()
                 }
                 () = time::sleep_until(look) => {
                     look = Instant::now() + jittered(LOOK);
-                    self.see_to(known.clone()).await;
+                    known.clone()
                 }
-                () = at(retry) => {
-                    let due = self.due.clone();
-                    self.see_to(due).await;
-                }
-            }
+                () = at(retry) => self.due.clone(),
+            };
+            self.see_to(see_to).await;
             retry = if self.due.is_empty() {
                 backoff.reset();
                 None
             } else {
                 Some(Instant::now() + backoff.wait())
             };
+        }
+    }
+
+    /// Waits until there may be other certificates.
+    async fn renewed(&mut self) {
+        tokio::select! {
+            () = self.watch.changed() => {}
+            () = changed(&mut self.own.0) => {}
+        }
+    }
+
+    /// Whether there are.
+    async fn renew(&mut self) -> bool {
+        match contents(&self.ca_file, &self.own).await {
+            Ok(contents) if contents == self.contents => false,
+            Ok(contents) => {
+                self.contents = contents;
+                true
+            }
+            Err(error) => {
+                self.failures.inc();
+                tracing::error!(%error, "workloads are given the CA certificates as they were");
+                false
+            }
         }
     }
 
@@ -201,6 +214,13 @@ impl Publisher {
                 .is_some_and(|there| there == value)
         };
         is(&there.data, KEY, &self.contents) && is(&there.metadata.labels, label, value)
+    }
+}
+
+async fn at(at: Option<Instant>) {
+    match at {
+        Some(at) => time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -22,7 +22,7 @@ use crate::{
     trust::{
         ServedNames, TrustError,
         authority::Authority,
-        bundle::publish,
+        bundle::Publisher,
         own_ca::{CaCertificates, CaSecret, serve_own_ca_secret},
         roots::{client_config, load_roots},
         serving::{ServingCert, server_config},
@@ -105,6 +105,10 @@ async fn agents_that_race_for_the_secret_end_with_one_ca() {
     let agents: Vec<_> = (0..8).map(|_| Agent::new(&cluster, Clock::system())).collect();
     let served = try_join_all(agents.iter().map(Agent::serve)).await.unwrap();
     assert!(cluster.asked(&Method::POST, SECRETS) > 1, "they raced");
+    assert!(
+        agents.iter().all(|agent| agent.failures.get() == 0),
+        "to come second is no failure"
+    );
     let ca = entry(&cluster, "tls.crt");
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("ca.crt");
@@ -132,6 +136,10 @@ async fn agents_that_race_to_renew_it_end_with_one_certificate_under_its_key() {
     let agents: Vec<_> = (0..4).map(|_| Agent::new(&cluster, later.clone())).collect();
     let served = try_join_all(agents.iter().map(Agent::serve)).await.unwrap();
     assert!(cluster.asked(&Method::PUT, SECRETS) > 1, "they raced");
+    assert!(
+        agents.iter().all(|agent| agent.failures.get() == 0),
+        "to come second is no failure"
+    );
     let after = entry(&cluster, "tls.crt");
     assert_ne!(before, after);
     assert_eq!(key, entry(&cluster, "tls.key"));
@@ -264,15 +272,12 @@ impl Bundles {
         self.directory.path().join("ca.crt")
     }
 
-    fn start(&self) {
-        let publishing = publish(
-            self.cluster.client(),
-            self.ca_file(),
-            CaCertificates(self.own.subscribe()),
-            self.namespaces.subscribe(),
-            self.failures.clone(),
-        );
-        tokio::spawn(async move { publishing.await.unwrap() });
+    async fn start(&self) {
+        let own = CaCertificates(self.own.subscribe());
+        let publisher = Publisher::start(self.cluster.client(), self.ca_file(), own, self.failures.clone())
+            .await
+            .unwrap();
+        tokio::spawn(publisher.run(self.namespaces.subscribe()));
     }
 
     fn published(&self, namespace: &str) -> Option<String> {
@@ -322,7 +327,7 @@ fn own_ca() -> Arc<[CertificateDer<'static>]> {
 #[tokio::test(start_paused = true)]
 async fn a_namespace_is_given_the_ca_within_a_second() {
     let bundles = Bundles::new();
-    bundles.start();
+    bundles.start().await;
     assert!(bundles.given("a").await < Duration::from_secs(1));
     bundles.namespaces.send_replace(set(&["a", "b"]));
     assert!(bundles.given("b").await < Duration::from_secs(1));
@@ -337,9 +342,9 @@ async fn a_namespace_is_given_the_ca_within_a_second() {
 #[tokio::test(start_paused = true)]
 async fn what_is_right_is_not_written_again() {
     let bundles = Bundles::new();
-    bundles.start();
+    bundles.start().await;
     bundles.given("a").await;
-    bundles.start();
+    bundles.start().await;
     tokio::time::sleep(Duration::from_hours(1)).await;
     assert_eq!(bundles.cluster.asked(&Method::PATCH, "/configmaps/"), 1);
     let looks = bundles.cluster.asked(&Method::GET, "/configmaps/");
@@ -349,7 +354,7 @@ async fn what_is_right_is_not_written_again() {
 #[tokio::test(start_paused = true)]
 async fn a_new_ca_of_either_kind_is_published() {
     let bundles = Bundles::new();
-    bundles.start();
+    bundles.start().await;
     bundles.given("a").await;
     bundles.own.send_replace(own_ca());
     assert!(bundles.given("a").await < Duration::from_secs(5));
@@ -367,7 +372,7 @@ async fn a_new_ca_of_either_kind_is_published() {
 #[tokio::test(start_paused = true)]
 async fn what_somebody_did_to_it_is_put_right(#[case] meddle: fn(&Bundles)) {
     let bundles = Bundles::new();
-    bundles.start();
+    bundles.start().await;
     bundles.given("a").await;
     meddle(&bundles);
     assert!(bundles.given("a").await <= Duration::from_mins(15));
@@ -378,7 +383,7 @@ async fn one_namespace_that_refuses_does_not_hold_up_the_others() {
     let bundles = Bundles::new();
     bundles.cluster.fail(Method::PATCH, "/namespaces/bad/", 403);
     bundles.namespaces.send_replace(set(&["bad", "good"]));
-    bundles.start();
+    bundles.start().await;
     assert!(bundles.given("good").await < Duration::from_secs(1));
     counted(&bundles.failures).await;
     tokio::time::sleep(Duration::from_mins(20)).await;
@@ -393,7 +398,7 @@ async fn a_key_beside_the_certificates_is_not_published() {
     let bundles = Bundles::new();
     let made = Authority::make(clock().now()).unwrap();
     std::fs::write(bundles.ca_file(), format!("{}{}", *made.key, made.certificate)).unwrap();
-    bundles.start();
+    bundles.start().await;
     bundles.given("a").await;
     let published = bundles.published("a").unwrap();
     assert!(
