@@ -71,8 +71,13 @@ impl Node {
         ))
     }
 
+    /// Until its request is removed as well.
     async fn serve(&self) -> ServingCert {
-        timeout(SOON, self.start()).await.unwrap().unwrap().unwrap()
+        let certificate = timeout(SOON, self.start()).await.unwrap().unwrap().unwrap();
+        timeout(SOON, self.cluster.until(|cluster| cluster.requests().is_empty()))
+            .await
+            .expect("its request is removed");
+        certificate
     }
 
     async fn served(&self, certificate: &ServingCert, name: &str) -> bool {
@@ -107,10 +112,6 @@ async fn a_client_with_the_clusters_ca_alone_accepts_it() {
     assert!(!node.served(&certificate, "10.96.0.2").await);
     assert!(node.readiness.is_ready());
     assert_eq!(node.failures.get(), 0);
-    // Its request is removed once it has served.
-    timeout(SOON, node.cluster.until(|cluster| cluster.requests().is_empty()))
-        .await
-        .unwrap();
     assert_eq!(node.cluster.asked(&Method::DELETE, REQUESTS), 1);
 }
 
