@@ -224,7 +224,7 @@ impl Cluster {
 struct Sessions {
     lookup: SessionLookup,
     wanted: watch::Receiver<Arc<[WantedPod]>>,
-    leftovers: Leftovers,
+    leftovers: watch::Receiver<Leftovers>,
 }
 
 impl Sessions {
@@ -249,15 +249,17 @@ impl Sessions {
         let watch = FileWatch::new([files.path()]).await;
         let (files, first) = read(files).await?;
         let first = first.context("the agent can't start without its sessions")?;
-        let leftovers = if first.names_every_pod() {
-            Leftovers::Untag
-        } else {
-            Leftovers::Refuse
-        };
+        let (settle, leftovers) = watch::channel(leftovers_of(&first));
         store.apply(first.sessions).await;
         let (declare, declared) = mpsc::channel(1);
         tokio::spawn(store.run(declared, end));
-        tokio::spawn(follow_files(files, watch, declare, metrics.clone()));
+        tokio::spawn(follow_files(
+            files,
+            watch,
+            declare,
+            (wanted.clone(), settle),
+            metrics.clone(),
+        ));
         Ok(Self {
             lookup,
             wanted,
@@ -271,7 +273,7 @@ fn intercept(
     options: &KernelOptions,
     addresses: &BTreeSet<SocketAddr>,
     wanted: watch::Receiver<Arc<[WantedPod]>>,
-    leftovers: Leftovers,
+    leftovers: watch::Receiver<Leftovers>,
     accept: mpsc::Sender<Inbound>,
     shutdown: CancellationToken,
     registry: &mut Registry,
@@ -302,6 +304,14 @@ fn intercept(
         "reason",
         move || refusals.iter().collect(),
     );
+    let severed = Arc::clone(&enrolment.severed);
+    register_counts(
+        registry,
+        "connections_severed",
+        "Connections to the API server that were ended because they were older than their pod's tag",
+        "reason",
+        move || vec![("before_tag", severed.total())],
+    );
     Ok(enrolment)
 }
 
@@ -328,6 +338,15 @@ async fn serving_certificate(
     })
 }
 
+/// What a reading means for pods of an earlier agent that it doesn't name.
+fn leftovers_of(reading: &Reading) -> Leftovers {
+    if reading.names_every_pod() {
+        Leftovers::Untag
+    } else {
+        Leftovers::Refuse
+    }
+}
+
 /// Reads session files off the async threads.
 async fn read(mut files: SessionFiles) -> anyhow::Result<(SessionFiles, anyhow::Result<Reading>)> {
     Ok(tokio::task::spawn_blocking(move || {
@@ -347,6 +366,7 @@ async fn follow_files(
     mut files: SessionFiles,
     mut watch: FileWatch,
     declare: mpsc::Sender<Vec<Declared>>,
+    (mut wanted, settle): (watch::Receiver<Arc<[WantedPod]>>, watch::Sender<Leftovers>),
     metrics: Metrics,
 ) {
     loop {
@@ -363,9 +383,17 @@ async fn follow_files(
                 if !reading.complaints.is_empty() {
                     metrics.reload_failures(Followed::Sessions).inc();
                 }
+                let leftovers = leftovers_of(&reading);
+                let pods: Vec<WantedPod> = reading.sessions.iter().flat_map(|one| one.pods.clone()).collect();
                 if declare.send(reading.sessions).await.is_err() {
                     return;
                 }
+                // A pod is let go for not being named only once all that are named are wanted (invariant 1).
+                let all_wanted = wanted.wait_for(|wanted| pods.iter().all(|pod| wanted.contains(pod)));
+                if all_wanted.await.is_err() {
+                    return;
+                }
+                settle.send_if_modified(|last| std::mem::replace(last, leftovers) != leftovers);
             }
             Err(error) => {
                 metrics.reload_failures(Followed::Sessions).inc();
