@@ -18,7 +18,7 @@ use self::agent::Agent;
 use crate::{
     check,
     cli::{AgentOptions, CheckOptions, Command, LogFormat, Output},
-    kernel,
+    handover, kernel,
 };
 
 /// Runs a command to its end.
@@ -29,8 +29,9 @@ pub async fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Agent(options) => run_agent(*options).await.map(|()| ExitCode::SUCCESS),
         Command::Check(options) => run_check(&options).await,
-        Command::Uninstall { pin_dir } => {
+        Command::Uninstall { pin_dir, run_dir } => {
             kernel::uninstall(&pin_dir)?;
+            handover::remove(&run_dir)?;
             Ok(ExitCode::SUCCESS)
         }
     }

@@ -19,6 +19,8 @@ pub mod kernel;
 
 pub mod enrol;
 
+pub mod handover;
+
 // Why either side trusts the other.
 pub mod trust;
 

@@ -9,7 +9,7 @@ use anyhow::Context;
 use prometheus_client::registry::Registry;
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, timeout_at},
+    time::{Instant, sleep, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -23,13 +23,14 @@ use crate::{
     cli::{AgentOptions, KernelOptions, TrustMode, TrustOptions},
     clock::Clock,
     credentials::TokenFile,
-    enrol::{self, Enrolment, Leftovers},
+    enrol::{self, Enrolment, Leftovers, PodStatus, Steward},
     environment::ApiServerUrl,
     files::FileWatch,
     forward::Forwarder,
+    handover::{Incumbent, Predecessor},
     inbound,
     kernel::{
-        Kernel, Options as KernelInstallation,
+        InstallError, Kernel, Options as KernelInstallation, PinError,
         cgroup::{self, CgroupRoot},
     },
     metrics::{Followed, Metrics, register_counts},
@@ -52,6 +53,8 @@ use crate::{
 const INBOUND_BACKLOG: usize = 128;
 /// How long the last audit events may take to be written.
 const AUDIT_PATIENCE: Duration = Duration::from_secs(5);
+/// How long an agent that holds the pin directory is waited for.
+const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A running agent.
 pub(super) struct Agent {
@@ -101,18 +104,21 @@ impl Agent {
 
         let tls = server_config(certificate)?;
         let admin = Admin::bind(options.admin_address).await?;
+        let incumbent = Incumbent::bind(&options.run_dir, &options.kernel.pin_dir)?;
+        let predecessor = Predecessor::ask(&options.run_dir, &options.kernel.pin_dir).await?;
 
         // The kernel last, when nothing else can fail: from here on tagged pods are turned to us.
         let (accept, accepted) = mpsc::channel(INBOUND_BACKLOG);
         let enrolment = intercept(
-            &options.kernel,
+            (&options.kernel, predecessor.is_some()),
             &cluster.addresses,
             sessions.wanted,
             sessions.leftovers,
             accept,
             no_new_connections.clone(),
             &mut registry,
-        )?;
+        )
+        .await?;
         tokio::spawn(admin.serve(readiness, registry, stop_admin.clone()));
         tokio::spawn(report_pods(enrolment.pods.clone(), pods_ready));
         tokio::spawn(report_token(cluster.own_token, token_ready));
@@ -135,6 +141,12 @@ impl Agent {
             drain: no_new_requests.clone(),
         };
         tokio::spawn(server.run(accepted, connections.clone()));
+        if let Some(predecessor) = predecessor {
+            succeed(predecessor, enrolment.pods.clone()).await?;
+        }
+        let incumbent = incumbent.publish(&options.kernel.pin_dir)?;
+        tokio::spawn(incumbent.serve(enrolment.steward.clone(), no_new_connections.clone()));
+        tokio::spawn(retire(enrolment.steward.clone(), no_new_requests.clone()));
         serving.ready();
         tracing::info!(api_server = %cluster.target, addresses = ?cluster.addresses, "the agent serves");
         Ok(Self {
@@ -268,9 +280,45 @@ impl Sessions {
     }
 }
 
+/// Waits until every pod's entry is this agent's, and lets the one before go.
+async fn succeed(predecessor: Predecessor, mut pods: watch::Receiver<Arc<[PodStatus]>>) -> anyhow::Result<()> {
+    pods.changed().await.context("enrolment didn't begin")?;
+    if let Err(error) = predecessor.done().await {
+        tracing::warn!(%error, "the agent before is gone already");
+    }
+    tracing::info!("the node is taken over from the agent before");
+    Ok(())
+}
+
+/// When another agent has taken over, clients are told to go, for their next connection is the other's. What streams
+/// goes on until this agent is ended.
+async fn retire(steward: Steward, no_new_requests: CancellationToken) {
+    steward.retired().await;
+    no_new_requests.cancel();
+}
+
+/// Puts the kernel side in force. An agent that is just ending, and hasn't been able to yield, is waited for.
+async fn install(options: &KernelOptions, yielded: bool, root: &CgroupRoot) -> Result<Kernel, InstallError> {
+    let installation = KernelInstallation::new(&options.pin_dir);
+    let deadline = Instant::now() + PREDECESSOR_PATIENCE;
+    loop {
+        let installed = if yielded {
+            Kernel::succeed(root, &installation)
+        } else {
+            Kernel::install(root, &installation)
+        };
+        match installed {
+            Err(InstallError::Pin(PinError::InUse(_))) if Instant::now() < deadline => {
+                sleep(Duration::from_millis(100)).await;
+            }
+            installed => return installed,
+        }
+    }
+}
+
 /// Puts the kernel side in force, and enrols the pods that are wanted.
-fn intercept(
-    options: &KernelOptions,
+async fn intercept(
+    (options, yielded): (&KernelOptions, bool),
     addresses: &BTreeSet<SocketAddr>,
     wanted: watch::Receiver<Arc<[WantedPod]>>,
     leftovers: watch::Receiver<Leftovers>,
@@ -280,7 +328,7 @@ fn intercept(
 ) -> anyhow::Result<Enrolment> {
     let path = options.cgroup_root.clone().map_or_else(cgroup::pods_root, Ok)?;
     let root = CgroupRoot::open(&path)?;
-    let kernel = Arc::new(Kernel::install(&root, &KernelInstallation::new(&options.pin_dir))?);
+    let kernel = Arc::new(install(options, yielded, &root).await?);
     kernel.set_api_servers(addresses)?;
     let counters = Arc::clone(&kernel);
     register_counts(

@@ -166,7 +166,12 @@ impl Agent {
     /// It isn't built.
     pub fn uninstall(node: &Node) -> Result<Command> {
         let command = understudy(node, &AgentOptions::default())?;
-        Ok(command.arg("uninstall").arg("--pin-dir").arg(node.pin_dir()))
+        Ok(command
+            .arg("uninstall")
+            .arg("--pin-dir")
+            .arg(node.pin_dir())
+            .arg("--run-dir")
+            .arg(node.run_dir()))
     }
 
     fn command(node: &Node, options: &AgentOptions) -> Result<Command> {
@@ -176,6 +181,7 @@ impl Agent {
             .arg("--sessions")
             .arg(node.sessions().path());
         let mut command = with_cluster(with_kernel(command, node), node, options);
+        command = command.arg("--run-dir").arg(node.run_dir());
         command = command.arg("--audit-log").arg(files.join("audit.jsonl"));
         for address in API_SERVER {
             command = command.arg("--api-address").arg(address.to_string());

@@ -127,6 +127,12 @@ impl Node {
         self.inner.pins.path().join("understudy")
     }
 
+    /// The directory in which agents of the box find each other.
+    #[must_use]
+    pub fn run_dir(&self) -> PathBuf {
+        self.directory().join("run")
+    }
+
     /// Where the box's files are.
     #[must_use]
     pub fn directory(&self) -> &Path {
