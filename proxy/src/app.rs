@@ -18,7 +18,7 @@ use self::agent::Agent;
 use crate::{
     check,
     cli::{AgentOptions, CheckOptions, Command, LogFormat, Output},
-    handover, kernel,
+    gate, handover, kernel,
 };
 
 /// Runs a command to its end.
@@ -32,6 +32,10 @@ pub async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Uninstall { pin_dir, run_dir } => {
             kernel::uninstall(&pin_dir)?;
             handover::remove(&run_dir)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Gate { timeout } => {
+            gate::wait(|variable| std::env::var(variable).ok(), timeout).await?;
             Ok(ExitCode::SUCCESS)
         }
     }

@@ -51,6 +51,12 @@ pub enum Command {
         #[arg(long, value_name = "DIR", default_value = RUN_DIR)]
         run_dir: PathBuf,
     },
+    /// Waits until this pod's connections to the API server are intercepted: for an init container.
+    Gate {
+        /// How long to wait before it fails, in seconds.
+        #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = seconds)]
+        timeout: Duration,
+    },
 }
 
 /// The options of `agent`.
