@@ -21,7 +21,7 @@ use self::agent::Agent;
 use crate::{
     check,
     cli::{AgentOptions, CheckOptions, Command, LogFormat, Output},
-    kernel,
+    gate, handover, kernel,
 };
 
 /// Runs a command to its end.
@@ -32,8 +32,18 @@ pub async fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Agent(options) => run_agent(*options).await.map(|()| ExitCode::SUCCESS),
         Command::Check(options) => run_check(&options).await,
-        Command::Uninstall { pin_dir } => {
+        Command::Uninstall { pin_dir, run_dir, stay } => {
+            let signals = Signals::new()?;
             kernel::uninstall(&pin_dir)?;
+            handover::remove(&run_dir)?;
+            if stay {
+                tracing::info!("nothing of Understudy's is left in this node's kernel; staying until SIGTERM");
+                signals.ended().await;
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Gate { timeout } => {
+            gate::wait(|variable| std::env::var(variable).ok(), timeout).await?;
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -105,6 +115,14 @@ struct Signals {
 }
 
 impl Signals {
+    /// Waits for SIGTERM or SIGINT.
+    async fn ended(mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+
     fn new() -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,

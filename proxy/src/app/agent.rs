@@ -18,9 +18,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     certificate::{Surroundings, serving_certificate},
-    intercept::{Interception, intercept},
+    intercept::{Interception, intercept, retire, succeed},
     outfit::Outfit,
-    report::{register, report_pods, report_token},
+    report::{register, register_kernel, report_pods, report_token},
     source::Source,
 };
 use crate::{
@@ -33,6 +33,7 @@ use crate::{
     enrol::Enrolment,
     environment::ApiServerUrl,
     forward::Forwarder,
+    handover::{Incumbent, Predecessor},
     inbound,
     kernel::cgroup,
     metrics::{Followed, Metrics},
@@ -108,33 +109,31 @@ impl Agent {
                 .then(|| (cluster.client.clone(), metrics.clone())),
         };
         let (mut store, lookup, wanted) = Store::new(outfit, clock.clone());
-        let (addresses, leftovers) = (source.addresses.clone(), source.leftovers);
+        let (addresses, leftovers) = (source.addresses.clone(), source.leftovers.clone());
         store.apply(source.first.clone()).await;
         let (declare, declared) = mpsc::channel(1);
         tokio::spawn(store.run(declared, end_sessions.clone()));
-        source.follow(declare, &metrics);
+        source.follow(declare, wanted.clone(), &metrics);
         let tls = server_config(certificate.clone())?;
+        let incumbent = Incumbent::bind(&options.run_dir, &options.kernel.pin_dir)?;
+        let predecessor = Predecessor::ask(&options.run_dir, &options.kernel.pin_dir).await?;
 
         // The kernel last, when nothing else can fail: from here on tagged pods are turned to us.
         let (accept, accepted) = mpsc::channel(INBOUND_BACKLOG);
-        let enrolment = {
+        let interception = Interception {
+            root: &root,
+            pin_dir: &options.kernel.pin_dir,
+            yielded: predecessor.is_some(),
+            addresses: addresses.clone(),
+            wanted,
+            leftovers,
+        };
+        let (enrolment, kernel) = intercept(interception, accept, no_new_connections.clone(), addresses_ready).await?;
+        {
             let mut registry = registry.write().unwrap_or_else(PoisonError::into_inner);
             register(&mut registry, &lookup, &dials, &cluster.own_token, &certificate);
-            let interception = Interception {
-                root: &root,
-                pin_dir: &options.kernel.pin_dir,
-                addresses: addresses.clone(),
-                wanted,
-                leftovers,
-            };
-            intercept(
-                interception,
-                accept,
-                no_new_connections.clone(),
-                addresses_ready,
-                &mut registry,
-            )?
-        };
+            register_kernel(&mut registry, kernel, &enrolment);
+        }
         tokio::spawn(report_pods(enrolment.pods.clone(), pods_ready));
         tokio::spawn(report_token(cluster.own_token, token_ready));
         teller.start(
@@ -163,6 +162,12 @@ impl Agent {
             drain: no_new_requests.clone(),
         };
         tokio::spawn(server.run(accepted, connections.clone()));
+        if let Some(predecessor) = predecessor {
+            succeed(predecessor, enrolment.pods.clone()).await?;
+        }
+        let incumbent = incumbent.publish(&options.kernel.pin_dir)?;
+        tokio::spawn(incumbent.serve(enrolment.steward.clone(), no_new_connections.clone()));
+        tokio::spawn(retire(enrolment.steward.clone(), no_new_requests.clone()));
         serving.ready();
         tracing::info!(api_server = %cluster.target, addresses = ?*addresses.borrow(), "the agent serves");
         Ok(Self {

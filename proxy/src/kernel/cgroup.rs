@@ -2,6 +2,7 @@
 //! leaving it.
 
 use std::{
+    collections::HashSet,
     fs::File,
     io,
     os::{
@@ -229,11 +230,12 @@ impl CgroupDir {
             .collect())
     }
 
-    /// The processes in it and below. They come and go meanwhile.
+    /// The processes in it and below, but for cgroups whose name is to be left out, and what is below those. They come
+    /// and go meanwhile.
     ///
     /// # Errors
     /// Where the cgroup is gone ([`CgroupError::is_absent`]) or can't be read.
-    pub fn processes(&self) -> Result<Vec<i32>, CgroupError> {
+    pub fn processes(&self, leave_out: fn(&str) -> bool) -> Result<Vec<i32>, CgroupError> {
         let mut processes = match self.own_processes() {
             // A threaded cgroup lists its threads only, and belongs to a domain above that lists the processes.
             Err(CgroupError::Io { source, .. }) if source.raw_os_error() == Some(Errno::EOPNOTSUPP as i32) => {
@@ -242,13 +244,36 @@ impl CgroupDir {
             other => other?,
         };
         for child in self.children()? {
-            match child.processes() {
+            if child.name().is_some_and(leave_out) {
+                continue;
+            }
+            match child.processes(leave_out) {
                 Ok(below) => processes.extend(below),
                 Err(error) if error.is_absent() => {}
                 Err(error) => return Err(error),
             }
         }
         Ok(processes)
+    }
+
+    fn name(&self) -> Option<&str> {
+        self.path.file_name()?.to_str()
+    }
+
+    /// Its id, and those of all cgroups below.
+    ///
+    /// # Errors
+    /// Where they can't be read. What has gone is no error.
+    pub fn subtree(&self) -> Result<HashSet<CgroupId>, CgroupError> {
+        let mut ids = HashSet::from([self.id]);
+        let children = match self.children() {
+            Err(error) if error.is_absent() => Vec::new(),
+            children => children?,
+        };
+        for child in children {
+            ids.extend(child.subtree()?);
+        }
+        Ok(ids)
     }
 
     fn children(&self) -> Result<Vec<Self>, CgroupError> {
