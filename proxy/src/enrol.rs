@@ -6,6 +6,7 @@
 
 mod accept;
 mod enroller;
+mod entries;
 mod heartbeat;
 mod netns;
 mod notifier;
@@ -126,14 +127,14 @@ pub fn start(
         closing: CancellationToken::new(),
     };
     let root = Arc::new(root);
-    let severer = sever::Severer::new(kernel, Arc::clone(&root));
-    let severed = Arc::clone(&severer.severed);
+    let connections = sever::Severer::new(kernel, Arc::clone(&root));
+    let severed = Arc::clone(&connections.severed);
     let (orders, received) = mpsc::channel(1);
     let steward = Steward {
         orders,
         retired: CancellationToken::new(),
     };
-    let enroller = enroller::Enroller::new(root, acceptor, status, severer, steward.retired.clone());
+    let enroller = enroller::Enroller::new(root, acceptor, status, connections, steward.retired.clone());
     let sources = enroller::Sources {
         wanted,
         leftovers,

@@ -74,12 +74,9 @@ pub async fn wait(variable: impl Fn(&str) -> Option<String>, patience: Duration)
     let target = url.trim_start_matches("https://");
     let began = Instant::now();
     loop {
-        let last = match dial(target).await? {
-            None => {
-                info!(api_server = target, after = ?began.elapsed(), "connections are intercepted");
-                return Ok(());
-            }
-            Some(last) => last,
+        let Some(last) = dial(target).await? else {
+            info!(api_server = target, after = ?began.elapsed(), "connections are intercepted");
+            return Ok(());
         };
         if began.elapsed() + PAUSE > patience {
             return Err(GateError::TimedOut {

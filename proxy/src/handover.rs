@@ -30,7 +30,7 @@ use crate::enrol::Steward;
 /// The socket's name in the run directory.
 const SOCKET: &str = "handover.sock";
 /// How long either may take for its next line. The new agent enrols every pod of the node meanwhile.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// A line that is longer is not one of ours.
 const LONGEST_LINE: u64 = 256;
 /// How often an agent that doesn't answer is asked again, and how long after.

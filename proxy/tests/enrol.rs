@@ -54,21 +54,7 @@ impl Agent {
     }
 
     fn start_with(node: &Node, pods: &[WantedPod], leftovers: Leftovers) -> Self {
-        Self::start_from(
-            Kernel::install(&node.root(), &node.options()).unwrap(),
-            node,
-            pods,
-            leftovers,
-        )
-    }
-
-    /// In the place of an agent that has yielded.
-    fn succeed(node: &Node, pods: &[WantedPod]) -> Self {
-        let kernel = Kernel::succeed(&node.root(), &node.options()).unwrap();
-        Self::start_from(kernel, node, pods, Leftovers::Untag)
-    }
-
-    fn start_from(kernel: Kernel, node: &Node, pods: &[WantedPod], leftovers: Leftovers) -> Self {
+        let kernel = Kernel::install(&node.root(), &node.options()).unwrap();
         kernel.set_api_servers(&node::api_servers()).unwrap();
         let kernel = Arc::new(kernel);
         let (wanted, receiver) = watch::channel(Arc::from(pods));

@@ -9,7 +9,6 @@ use std::{
 };
 
 use tokio::{
-    net::TcpListener,
     sync::{mpsc, watch},
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
@@ -17,14 +16,13 @@ use tokio_util::{
     sync::CancellationToken,
     task::{AbortOnDropHandle, TaskTracker},
 };
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 use understudy_common::{Counter, PodEntry};
 
 use super::{
     Leftovers, PodStatus,
-    accept::{Acceptor, Post},
-    heartbeat,
-    netns::{Listeners, NetnsId},
+    accept::Acceptor,
+    netns::NetnsId,
     observe::Observation,
     place::{Place, State},
     plan::{self, Seen},
@@ -35,8 +33,8 @@ use super::{
     work::{Done, Job, Jobs},
 };
 use crate::{
-    kernel::{Kernel, MapError, boot_ns, cgroup::CgroupRoot},
-    pod::{CgroupId, EnrolledPod, WantedPod},
+    kernel::{Kernel, boot_ns, cgroup::CgroupRoot},
+    pod::WantedPod,
 };
 
 /// How often everything is looked at, whatever was or wasn't reported.
@@ -74,12 +72,12 @@ enum Chore {
 #[derive(Debug)]
 pub(super) struct Enroller {
     pub(super) kernel: Arc<Kernel>,
-    root: Arc<CgroupRoot>,
+    pub(super) root: Arc<CgroupRoot>,
     pub(super) acceptor: Acceptor,
-    status: watch::Sender<Arc<[PodStatus]>>,
+    pub(super) status: watch::Sender<Arc<[PodStatus]>>,
     /// Whether a pod's state has changed since it was published.
-    changed: bool,
-    listeners: TaskTracker,
+    pub(super) changed: bool,
+    pub(super) listeners: TaskTracker,
     pub(super) places: BTreeMap<PathBuf, Place>,
     watches: Option<Watches>,
     severer: Severer,
@@ -173,31 +171,6 @@ impl Enroller {
         self.drain().await;
     }
 
-    /// Puts in force what the sources say now.
-    async fn begin(&mut self, sources: &mut Sources) {
-        let first = sources.wanted.borrow_and_update().clone();
-        let leftovers = *sources.leftovers.borrow_and_update();
-        let new = self.want(&first);
-        if self.kernel.succeeds() {
-            // The other agent serves until each entry is replaced, and none is taken away before.
-            self.adopt_present();
-            self.beating = Some(heartbeat::start(Arc::clone(&self.kernel)));
-            self.visit(new).await;
-            self.replace_entries();
-            self.settle_leftovers(leftovers);
-        } else {
-            self.tag_present(&new);
-            self.settle_leftovers(leftovers);
-            // Every wanted pod is refused or unknown by now; the heartbeat can only turn refusals into redirects.
-            self.beating = Some(heartbeat::start(Arc::clone(&self.kernel)));
-            self.visit(new).await;
-        }
-        // Also where there is no pod: that the first look has been is news.
-        self.changed = false;
-        let now = self.statuses();
-        self.status.send_replace(now);
-    }
-
     /// Does what the sources say now.
     async fn heed(&mut self, sources: &mut Sources) {
         let now = sources.wanted.borrow_and_update().clone();
@@ -208,7 +181,7 @@ impl Enroller {
 
     /// Takes on what is wanted now, and lets go of what isn't any more. Returns the pods that are new, or to be
     /// enrolled anew.
-    fn want(&mut self, wanted: &[WantedPod]) -> Vec<PathBuf> {
+    pub(super) fn want(&mut self, wanted: &[WantedPod]) -> Vec<PathBuf> {
         let (wanted, refused) = plan::distinct(wanted);
         for pod in refused {
             error!(pod = %pod.name, session = %pod.session, cgroup = %pod.cgroup.display(),
@@ -246,103 +219,6 @@ impl Enroller {
         }
         self.changed = true;
         new
-    }
-
-    /// Tags whatever exists of these, before anything is asked of it that takes time.
-    fn tag_present(&mut self, cgroups: &[PathBuf]) {
-        let root = Arc::clone(&self.root);
-        for cgroup in cgroups {
-            let Some(mut place) = self.places.remove(cgroup) else {
-                continue;
-            };
-            if place.state.tagged().is_none() {
-                match root.descend(cgroup) {
-                    Ok(directory) => self.tag(&mut place, directory.id()),
-                    Err(error) if error.is_absent() => {}
-                    Err(error) => place.state = State::Failed(error.to_string()),
-                }
-            }
-            self.places.insert(cgroup.clone(), place);
-        }
-    }
-
-    /// As [`tag_present`](Self::tag_present), but what is tagged already stays as it is.
-    fn adopt_present(&mut self) {
-        let tagged: BTreeSet<u64> = match self.kernel.pods() {
-            Ok(pods) => pods.into_iter().map(|(id, _)| id.0).collect(),
-            Err(error) => {
-                error!(%error, "the other agent's pods are refused until they are enrolled");
-                BTreeSet::new()
-            }
-        };
-        let root = Arc::clone(&self.root);
-        for place in self.places.values_mut() {
-            if let Ok(directory) = root.descend(&place.wanted.cgroup)
-                && tagged.contains(&directory.id().0)
-            {
-                place.state = State::Tagged {
-                    id: directory.id(),
-                    error: None,
-                };
-            }
-        }
-        let rest: Vec<PathBuf> = self.places.keys().cloned().collect();
-        self.tag_present(&rest);
-    }
-
-    /// What couldn't be enrolled mustn't name the other agent's listeners, which will close.
-    fn replace_entries(&mut self) {
-        let mut next = self.next_enrolment;
-        for place in self.places.values_mut() {
-            let State::Tagged { id, .. } = place.state else {
-                continue;
-            };
-            next += 1;
-            if let Err(error) = self.kernel.set_pod(id, &PodEntry::without_listener(next)) {
-                error!(%error, pod = %place.wanted.name, "the kernel programs still know another agent's listener");
-                place.fail(error.to_string());
-            }
-        }
-        self.next_enrolment = next;
-    }
-
-    /// Pods that an earlier agent tagged and nobody wants. The listeners that their entries name are gone, or will be.
-    pub(super) fn settle_leftovers(&self, leftovers: Leftovers) {
-        let known: BTreeSet<u64> = self
-            .places
-            .values()
-            .filter_map(|place| place.state.tagged())
-            .map(|id| id.0)
-            .collect();
-        let settle = || -> Result<(), MapError> {
-            for (id, entry) in self.kernel.pods()? {
-                if known.contains(&id.0) {
-                    continue;
-                }
-                match leftovers {
-                    Leftovers::Untag => {
-                        info!(cgroup_id = id.0, "no longer tagged");
-                        self.kernel.remove_pod(id)?;
-                    }
-                    Leftovers::Refuse => {
-                        warn!(
-                            cgroup_id = id.0,
-                            "tagged by an earlier agent and not known to this one: refused"
-                        );
-                        let refused = PodEntry {
-                            port4: 0,
-                            port6: 0,
-                            ..entry
-                        };
-                        self.kernel.set_pod(id, &refused)?;
-                    }
-                }
-            }
-            Ok(())
-        };
-        if let Err(error) = settle() {
-            error!(%error, "pods of an earlier agent stay tagged");
-        }
     }
 
     pub(super) async fn visit_all(&mut self) {
@@ -396,13 +272,15 @@ impl Enroller {
     }
 
     /// Looks at these pods, and does what that calls for.
-    async fn visit(&mut self, cgroups: Vec<PathBuf>) {
+    pub(super) async fn visit(&mut self, cgroups: Vec<PathBuf>) {
         if cgroups.is_empty() {
             return;
         }
         self.note_foreign();
         if let Some(watches) = &mut self.watches {
-            cgroups.iter().for_each(|cgroup| watches.follow(cgroup));
+            for cgroup in &cgroups {
+                watches.follow(cgroup);
+            }
         }
         let mut enrolling = Vec::new();
         let mut jobs = Jobs::look(Arc::clone(&self.root), &cgroups);
@@ -507,19 +385,6 @@ impl Enroller {
         }
     }
 
-    /// Makes an entry without listeners: connects to the API server are refused.
-    fn tag(&mut self, place: &mut Place, id: CgroupId) {
-        let entry = PodEntry::without_listener(self.enrolment());
-        self.changed = true;
-        place.state = match self.kernel.set_pod(id, &entry) {
-            Ok(()) => State::Tagged { id, error: None },
-            Err(error) => {
-                error!(%error, pod = %place.wanted.name, "the pod can't be tagged");
-                State::Failed(error.to_string())
-            }
-        };
-    }
-
     /// Sees to what comes after a pod was enrolled, or wasn't.
     fn settle(&mut self, place: &mut Place, enrolled: Result<(), String>) {
         let now = Instant::now();
@@ -541,84 +406,7 @@ impl Enroller {
         self.changed = true;
     }
 
-    /// Puts listeners to work, and then the kernel programs to using them.
-    fn open(
-        &mut self,
-        place: &mut Place,
-        cgroup_id: CgroupId,
-        netns: NetnsId,
-        listeners: Listeners,
-    ) -> Result<(), String> {
-        let text = |error: std::io::Error| error.to_string();
-        let v4 = TcpListener::from_std(listeners.v4).map_err(text)?;
-        let v6 = listeners.v6.map(TcpListener::from_std).transpose().map_err(text)?;
-        let port_of = |listener: &TcpListener| listener.local_addr().map(|address| address.port()).map_err(text);
-        let entry = PodEntry {
-            netns_cookie: listeners.cookie.0,
-            enrolment: self.enrolment(),
-            port4: port_of(&v4)?,
-            port6: v6.as_ref().map_or(Ok(0), port_of)?,
-            reserved: 0,
-        };
-        let pod = Arc::new(EnrolledPod {
-            wanted: place.wanted.clone(),
-            cgroup_id,
-            gone: CancellationToken::new(),
-        });
-        self.kernel
-            .set_pod(cgroup_id, &entry)
-            .map_err(|error| error.to_string())?;
-        for (listener, port) in [(Some(v4), entry.port4), (v6, entry.port6)] {
-            if let Some(listener) = listener {
-                let post = Post {
-                    pod: Arc::clone(&pod),
-                    enrolment: entry.enrolment,
-                    netns: listeners.cookie,
-                    port,
-                };
-                self.listeners.spawn(self.acceptor.clone().run(listener, post));
-            }
-        }
-        info!(pod = %place.wanted.name, session = %place.wanted.session, cgroup_id = cgroup_id.0, "enrolled");
-        place.state = State::Enrolled { pod, entry, netns };
-        Ok(())
-    }
-
-    /// Takes the listeners away, first from the kernel programs, and ends the pod's connections.
-    fn close(&mut self, place: &mut Place) {
-        let State::Enrolled { pod, entry, .. } = &place.state else {
-            return;
-        };
-        info!(pod = %place.wanted.name, session = %pod.wanted.session, cgroup_id = pod.cgroup_id.0, "no longer enrolled");
-        let silenced = self
-            .kernel
-            .set_pod(pod.cgroup_id, &PodEntry::without_listener(entry.enrolment));
-        if let Err(error) = silenced {
-            error!(%error, "the kernel programs still know a listener that closes now");
-        }
-        pod.gone.cancel();
-        self.changed = true;
-        place.state = State::Tagged {
-            id: pod.cgroup_id,
-            error: None,
-        };
-    }
-
-    fn untag(&mut self, place: &mut Place) {
-        let Some(id) = place.state.tagged() else { return };
-        if let Err(error) = self.kernel.remove_pod(id) {
-            error!(%error, pod = %place.wanted.name, "the pod stays tagged, and refused");
-        }
-        self.changed = true;
-        place.state = State::Absent;
-    }
-
-    fn enrolment(&mut self) -> u64 {
-        self.next_enrolment += 1;
-        self.next_enrolment
-    }
-
-    fn statuses(&self) -> Arc<[PodStatus]> {
+    pub(super) fn statuses(&self) -> Arc<[PodStatus]> {
         self.places.values().map(Place::status).collect()
     }
 

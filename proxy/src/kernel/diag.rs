@@ -71,7 +71,8 @@ pub(super) fn destroy(socket: &TcpSocket) -> Vec<u8> {
 
 /// `struct nlmsghdr` and `struct inet_diag_req_v2`.
 fn request(kind: u16, flags: u16, family: u8, id: &[u8; ID_LENGTH]) -> Vec<u8> {
-    const LENGTH: u32 = (HEADER + 8 + ID_LENGTH) as u32;
+    /// `HEADER`, eight bytes, and `ID_LENGTH`.
+    const LENGTH: u32 = 72;
     let mut bytes = Vec::with_capacity(LENGTH as usize);
     bytes.extend(LENGTH.to_ne_bytes());
     bytes.extend(kind.to_ne_bytes());
@@ -99,7 +100,7 @@ pub(super) fn answers(mut bytes: &[u8]) -> Vec<Answer> {
             SOCK_DIAG_BY_FAMILY => answers.extend(socket(payload).map(Answer::Socket)),
             NLMSG_DONE => answers.push(Answer::Done),
             NLMSG_ERROR => {
-                answers.extend(u32_at(payload, 0).map(|code| Answer::Status(code.cast_signed().wrapping_neg())))
+                answers.extend(u32_at(payload, 0).map(|code| Answer::Status(code.cast_signed().wrapping_neg())));
             }
             _ => {}
         }
@@ -212,6 +213,7 @@ mod tests {
         let request = destroy(socket);
         assert_eq!(request[HEADER + 8..], bytes[HEADER + ID..HEADER + ID + ID_LENGTH]);
         assert_eq!(request[HEADER], family);
+        assert_eq!(u32_at(&request, 0), u32::try_from(request.len()).ok());
     }
 
     #[test]
