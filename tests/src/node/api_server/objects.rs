@@ -162,9 +162,15 @@ impl ApiServer {
     /// One is refused.
     pub async fn create_pods(&self, pods: Vec<PodSpec>) -> Result<Vec<PodSpec>> {
         let batches = pods.chunks(BATCH).map(async |batch| {
-            let documents: Vec<String> = batch.iter().map(|pod| pod.to_object().to_string()).collect();
             let command = self.admin(["create", "--output=json", "-f", "-"])?;
-            let printed = command.stdin(documents.join("\n---\n")).stdout().await?;
+            let mut manifest = String::new();
+            for pod in batch {
+                // Without a mark before the first, kubectl takes it all for JSON.
+                manifest.push_str("---\n");
+                manifest.push_str(&pod.to_object().to_string());
+                manifest.push('\n');
+            }
+            let printed = command.stdin(manifest).stdout().await?;
             let stored: Vec<Value> = serde_json::Deserializer::from_str(&printed)
                 .into_iter()
                 .collect::<Result<_, _>>()?;
