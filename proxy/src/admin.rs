@@ -3,7 +3,13 @@
 
 mod readiness;
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
@@ -52,7 +58,7 @@ pub struct Admin {
 #[derive(Debug)]
 struct Answers {
     readiness: Readiness,
-    registry: Registry,
+    registry: Arc<RwLock<Registry>>,
 }
 
 impl Admin {
@@ -75,8 +81,9 @@ impl Admin {
         self.listener.local_addr()
     }
 
-    /// Answers until `stop` is cancelled. Stop it last: readiness is asked for while the agent drains.
-    pub async fn serve(self, readiness: Readiness, registry: Registry, stop: CancellationToken) {
+    /// Answers until `stop` is cancelled. Stop it last: readiness is asked for while the agent drains. What is entered
+    /// in the registry later is shown as well.
+    pub async fn serve(self, readiness: Readiness, registry: Arc<RwLock<Registry>>, stop: CancellationToken) {
         let answers = Arc::new(Answers { readiness, registry });
         let clients = Arc::new(Semaphore::new(CLIENTS));
         loop {
@@ -143,7 +150,7 @@ impl Answers {
                         .any(|pair| pair == "verbose" || pair.starts_with("verbose=")),
                 )
             }
-            "/metrics" => match metrics::text(&self.registry) {
+            "/metrics" => match metrics::text(&self.registry.read().unwrap_or_else(PoisonError::into_inner)) {
                 Ok(metrics) => answer(StatusCode::OK, metrics, metrics::OPENMETRICS),
                 Err(error) => {
                     tracing::error!(%error, "the metrics cannot be written");
@@ -195,7 +202,7 @@ mod tests {
     use crate::metrics::Metrics;
 
     async fn ask(readiness: Readiness, method: &str, target: &str) -> (String, String) {
-        let registry = Metrics::new().registry();
+        let registry = Arc::new(RwLock::new(Metrics::new().registry()));
         let admin = Admin::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = admin.local_addr().unwrap();
         let stop = CancellationToken::new();

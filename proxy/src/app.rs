@@ -1,8 +1,11 @@
 //! Builds the agent, starts it, and takes it down, top-down: [`run`], [`agent`].
 
 mod agent;
+mod certificate;
+mod intercept;
 mod outfit;
 mod report;
+mod source;
 
 use std::{io, process::ExitCode};
 
@@ -39,6 +42,11 @@ pub async fn run(command: Command) -> anyhow::Result<ExitCode> {
 /// Starts the log on standard error; its level is set by `RUST_LOG`, `info` where that says nothing.
 pub fn start_logging(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    // kube's client logs an answer that it can't read as a whole, and that may be a Secret (invariant 3).
+    let filter = ["kube_client=off", "kube_client::client=off"]
+        .iter()
+        .filter_map(|directive| directive.parse().ok())
+        .fold(filter, EnvFilter::add_directive);
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr);
@@ -58,7 +66,12 @@ async fn run_agent(options: AgentOptions) -> anyhow::Result<()> {
     guard_process()?;
     let mut signals = Signals::new()?;
     let deadline = options.drain_deadline;
-    let agent = Agent::start(options).await?;
+    // A start may have to wait for the cluster, and gives up where it is. The kernel side is put in force in one step.
+    let agent = tokio::select! {
+        agent = Agent::start(options) => agent?,
+        _ = signals.terminate.recv() => return Ok(()),
+        _ = signals.interrupt.recv() => return Ok(()),
+    };
     loop {
         tokio::select! {
             _ = signals.terminate.recv() => break,

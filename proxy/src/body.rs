@@ -44,18 +44,29 @@ fn poll_ended(ended: &mut Option<Ended>, cx: &mut Context<'_>) -> Result<(), Bod
 
 /// A request's body on its way upstream.
 pub struct RequestBody {
-    incoming: Option<Incoming>,
+    source: Option<RequestSource>,
     exchange: Option<Arc<Exchange>>,
     ended: Option<Ended>,
     session: CancellationToken,
+}
+
+enum RequestSource {
+    Client(Incoming),
+    Ours(Bytes),
 }
 
 impl RequestBody {
     /// No body at all.
     #[must_use]
     pub fn empty() -> Self {
+        Self::ours(Bytes::new())
+    }
+
+    /// Bytes of a request that the agent makes for itself.
+    #[must_use]
+    pub fn ours(bytes: Bytes) -> Self {
         Self {
-            incoming: None,
+            source: Some(bytes).filter(|bytes| !bytes.is_empty()).map(RequestSource::Ours),
             exchange: None,
             ended: None,
             session: CancellationToken::new(),
@@ -75,7 +86,7 @@ impl RequestBody {
             return Self::empty();
         }
         Self {
-            incoming: Some(incoming),
+            source: Some(RequestSource::Client(incoming)),
             exchange: Some(exchange),
             ended: Some(Box::pin(ended.clone().cancelled_owned())),
             session: ended.clone(),
@@ -90,8 +101,14 @@ impl Body for RequestBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
         poll_ended(&mut this.ended, cx)?;
-        let Some(incoming) = &mut this.incoming else {
-            return Poll::Ready(None);
+        let incoming = match &mut this.source {
+            None => return Poll::Ready(None),
+            Some(RequestSource::Ours(bytes)) => {
+                let bytes = std::mem::take(bytes);
+                this.source = None;
+                return Poll::Ready(Some(Ok(Frame::data(bytes))));
+            }
+            Some(RequestSource::Client(incoming)) => incoming,
         };
         loop {
             let Some(frame) = ready!(Pin::new(&mut *incoming).poll_frame(cx)?) else {
@@ -108,13 +125,19 @@ impl Body for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.as_ref().is_none_or(Body::is_end_stream)
+        match &self.source {
+            None => true,
+            Some(RequestSource::Ours(_)) => false,
+            Some(RequestSource::Client(incoming)) => incoming.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming
-            .as_ref()
-            .map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+        match &self.source {
+            None => SizeHint::with_exact(0),
+            Some(RequestSource::Ours(bytes)) => SizeHint::with_exact(bytes.len() as u64),
+            Some(RequestSource::Client(incoming)) => incoming.size_hint(),
+        }
     }
 }
 

@@ -50,9 +50,10 @@ pub enum Command {
 /// The options of `agent`.
 #[derive(Debug, Args)]
 pub struct AgentOptions {
-    /// A YAML file of sessions, or a directory of them; read again when it changes.
+    /// A YAML file of sessions, or a directory of them; read again when it changes. Without it, the sessions are the
+    /// cluster's Session resources, and the pods those of this node that carry the label understudy.dev/session.
     #[arg(long, value_name = "PATH")]
-    pub sessions: PathBuf,
+    pub sessions: Option<PathBuf>,
     /// Where this agent stands in the kernel.
     #[command(flatten)]
     pub kernel: KernelOptions,
@@ -72,9 +73,32 @@ pub struct AgentOptions {
     /// Where to write audit events, one JSON object a line; `-` is standard output.
     #[arg(long, value_name = "PATH", default_value = "-")]
     pub audit_log: PathBuf,
-    /// This node's name, for the audit log.
-    #[arg(long, value_name = "NAME", env = "NODE_NAME", default_value = "")]
+    /// This node's name: for the audit log and, without `--sessions`, for finding its pods.
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "NODE_NAME",
+        default_value = "",
+        required_unless_present = "sessions"
+    )]
     pub node_name: String,
+    /// The agent's own namespace: where `--trust-secret` is, and its Events are from.
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "POD_NAMESPACE",
+        default_value = "understudy-system"
+    )]
+    pub namespace: String,
+    /// The agent's own pod, which can't carry a session. Without `--sessions` only.
+    #[arg(long, value_name = "NAME", env = "POD_NAME")]
+    pub pod_name: Option<String>,
+    /// Where this agent and the one that follows it on the node find each other.
+    #[arg(long, value_name = "DIR", default_value = "/run/understudy")]
+    pub run_dir: PathBuf,
+    /// Accept sessions that go to a server of their own without verifying it.
+    #[arg(long)]
+    pub allow_insecure_servers: bool,
     /// Serve HTTP without TLS as well to pods that speak it.
     #[arg(long)]
     pub allow_plain_http: bool,
@@ -149,9 +173,15 @@ pub struct TrustOptions {
     /// With `--trust files`: its private key, PEM.
     #[arg(long, value_name = "PATH", required_if_eq("trust", "files"))]
     pub tls_key: Option<PathBuf>,
-    /// With `--trust own-ca`: the directory that keeps the CA, made there where there is none.
+    /// With `--trust own-ca` and `--sessions`: the directory that keeps the CA, made there where there is none.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/understudy/ca")]
     pub trust_dir: PathBuf,
+    /// With `--trust own-ca` and without `--sessions`: the Secret that keeps the CA, made where there is none.
+    #[arg(long, value_name = "NAME", default_value = "understudy-ca")]
+    pub trust_secret: String,
+    /// With `--trust cluster-signed`: who signs.
+    #[arg(long, value_name = "NAME", default_value = "kubernetes.io/kubelet-serving")]
+    pub signer_name: String,
 }
 
 /// Who signs the certificate that workloads see.
@@ -159,8 +189,10 @@ pub struct TrustOptions {
 pub enum TrustMode {
     /// The operator: a certificate and a key in files.
     Files,
-    /// A CA of the agent's own, kept in a directory, whose certificate workloads are given.
+    /// A CA of the agents' own, whose certificate workloads are given.
     OwnCa,
+    /// A signer of the cluster's, which workloads trust as they are.
+    ClusterSigned,
 }
 
 impl TrustOptions {

@@ -46,6 +46,14 @@ pub enum CredentialError {
     /// The file couldn't be read, and no good token is left from before.
     #[error("no token: {0}")]
     Unreadable(Arc<ReadError>),
+    /// The Secret, or its key, isn't there or can't be read.
+    #[error("no token: Secret {secret}: {reason}")]
+    Secret {
+        /// `namespace/name`.
+        secret: String,
+        /// What is missing, and what to do.
+        reason: String,
+    },
     /// What the file holds isn't a token.
     #[error("no token: {path}: {source}")]
     Malformed {

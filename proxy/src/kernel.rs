@@ -25,6 +25,9 @@ pub use self::{
 /// The kernel programs, as built by `cargo xtask ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/understudy-ebpf.o"));
 
+/// How many addresses the kernel programs can intercept: the size of their map of them.
+pub const API_SERVERS_MOST: usize = 1024;
+
 /// A map that couldn't be read or written.
 #[derive(Debug, thiserror::Error)]
 #[error("the {map} map: {source}")]

@@ -26,6 +26,9 @@ pub mod trust;
 pub mod credentials;
 pub mod sessions;
 
+// Where they and their pods come from, in a cluster.
+pub mod cluster;
+
 // A connection,
 pub mod inbound;
 

@@ -13,13 +13,13 @@ use prometheus_client::{
 
 use self::{
     collect::Process,
-    labels::{CodeClass, HandshakeLabels, RefusedLabel, ReloadLabels, RequestLabels},
+    labels::{CodeClass, HandshakeLabels, RefusedLabel, ReloadLabels, RequestLabels, WatchLabels, WrittenLabels},
 };
 pub use self::{
     collect::{register_counts, register_gauge},
-    labels::Followed,
+    labels::{Followed, Watched, Written},
 };
-use crate::status::Refusal;
+use crate::{clock::Clock, status::Refusal};
 
 /// Begins every name of ours.
 const PREFIX: &str = "understudy";
@@ -37,6 +37,29 @@ pub struct Metrics {
     audit_events: Counter,
     audit_write_failures: Counter,
     audit_backlog: Gauge,
+    watch_errors: Family<WatchLabels, Counter>,
+    watch_syncs: Family<WatchLabels, Gauge>,
+    status_writes: Family<WrittenLabels, Counter>,
+    events: Family<WrittenLabels, Counter>,
+}
+
+/// How one watch fares.
+#[derive(Debug, Clone)]
+pub struct WatchHealth {
+    errors: Counter,
+    sync: Gauge,
+}
+
+impl WatchHealth {
+    /// Counts an error.
+    pub fn failed(&self) {
+        self.errors.inc();
+    }
+
+    /// Something was heard just now.
+    pub fn synced(&self) {
+        self.sync.set(Clock::system().now().as_second());
+    }
 }
 
 /// How a request ended.
@@ -74,6 +97,10 @@ impl Metrics {
             audit_events: Counter::default(),
             audit_write_failures: Counter::default(),
             audit_backlog: Gauge::default(),
+            watch_errors: Family::default(),
+            watch_syncs: Family::default(),
+            status_writes: Family::default(),
+            events: Family::default(),
         }
     }
 
@@ -133,6 +160,22 @@ impl Metrics {
             "Audit events not yet written; new requests wait while there are too many",
             metrics.audit_backlog.clone(),
         );
+        registry.register(
+            "watch_errors",
+            "Lists and watches of the cluster's objects that failed; what was seen last stays in force",
+            metrics.watch_errors.clone(),
+        );
+        registry.register(
+            "watch_heard_timestamp_seconds",
+            "When a watch last said something",
+            metrics.watch_syncs.clone(),
+        );
+        registry.register(
+            "status_writes",
+            "Writes to the status of Sessions",
+            metrics.status_writes.clone(),
+        );
+        registry.register("events", "Events for operators, in the cluster", metrics.events.clone());
         // Exists from the start at zero, so that a rate has something to begin from.
         for file in [
             Followed::Token,
@@ -178,6 +221,26 @@ impl Metrics {
     #[must_use]
     pub fn reload_failures(&self, file: Followed) -> Counter {
         self.reload_failures.get_or_create(&ReloadLabels { file }).clone()
+    }
+
+    /// How a watch of such objects fares.
+    #[must_use]
+    pub fn watch(&self, watch: Watched) -> WatchHealth {
+        let labels = WatchLabels { watch };
+        WatchHealth {
+            errors: self.watch_errors.get_or_create(&labels).clone(),
+            sync: self.watch_syncs.get_or_create(&labels).clone(),
+        }
+    }
+
+    /// Counts a write to a Session's status.
+    pub fn status_written(&self, outcome: Written) {
+        self.status_writes.get_or_create(&WrittenLabels { outcome }).inc();
+    }
+
+    /// Counts an Event.
+    pub fn event(&self, outcome: Written) {
+        self.events.get_or_create(&WrittenLabels { outcome }).inc();
     }
 
     pub(crate) fn audit_events(&self) -> &Counter {

@@ -47,6 +47,22 @@ impl SessionId {
         })
     }
 
+    /// What a pod's label says where that can't be a session's name: no session will ever have it, so that whoever
+    /// carries it is refused.
+    #[must_use]
+    pub fn of_no_session(namespace: &str, label: &str) -> Self {
+        // An upper-case letter is in no valid name, and keeps this from being one whatever the label says.
+        let name = if is_dns1123_subdomain(label) {
+            format!("NOT-{label}")
+        } else {
+            label.to_owned()
+        };
+        Self {
+            namespace: namespace.to_owned(),
+            name,
+        }
+    }
+
     /// The namespace it lives in.
     #[must_use]
     pub fn namespace(&self) -> &str {

@@ -7,8 +7,13 @@
 pub mod files;
 pub mod live;
 mod manifest;
+pub mod resource;
 pub mod spec;
 pub mod store;
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
 
 use crate::pod::{SessionId, WantedPod};
 
@@ -21,4 +26,8 @@ pub struct Declared {
     pub pods: Vec<WantedPod>,
     /// What it says, or why that is refused.
     pub spec: Result<spec::SessionSpec, spec::SpecError>,
+    /// What tells it from another of the same name that was made after it was deleted: a resource's UID.
+    pub incarnation: Option<Arc<str>>,
+    /// When it was last used, as far as its source knows: an agent that starts counts idle time from there.
+    pub last_used: Option<Timestamp>,
 }

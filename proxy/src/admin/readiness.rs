@@ -15,12 +15,13 @@ pub struct Readiness(Arc<watch::Sender<Conditions>>);
 #[derive(Debug)]
 pub struct Condition {
     name: &'static str,
+    is_settled: bool,
     conditions: Arc<watch::Sender<Conditions>>,
 }
 
 /// How the conditions stand.
 #[derive(Debug)]
-pub(super) struct Report {
+pub(crate) struct Report {
     pub(super) ready: bool,
     conditions: Conditions,
 }
@@ -31,6 +32,7 @@ impl Readiness {
     pub fn condition(&self, name: &'static str) -> Condition {
         let condition = Condition {
             name,
+            is_settled: false,
             conditions: Arc::clone(&self.0),
         };
         condition.not_ready("starting");
@@ -49,7 +51,7 @@ impl Readiness {
         let _ = self.0.subscribe().wait_for(all_met).await;
     }
 
-    pub(super) fn report(&self) -> Report {
+    pub(crate) fn report(&self) -> Report {
         let conditions = self.0.borrow().clone();
         Report {
             ready: all_met(&conditions),
@@ -67,6 +69,11 @@ impl Condition {
     /// It isn't, for a reason that may be shown to whoever reaches the admin address: no secrets.
     pub fn not_ready(&self, reason: impl Into<Cow<'static, str>>) {
         self.set(Some(reason.into()));
+    }
+
+    /// It stays as it is, without a holder: nothing can change it any more.
+    pub fn keep(mut self) {
+        self.is_settled = true;
     }
 
     fn set(&self, state: Option<Cow<'static, str>>) {
@@ -87,7 +94,9 @@ impl Condition {
 
 impl Drop for Condition {
     fn drop(&mut self) {
-        self.not_ready("stopped");
+        if !self.is_settled {
+            self.not_ready("stopped");
+        }
     }
 }
 
@@ -125,11 +134,15 @@ mod tests {
         b.ready();
         waiting.await.unwrap();
         assert!(readiness.is_ready());
+        let c = readiness.condition("c");
+        c.ready();
+        c.keep();
+        assert!(readiness.is_ready());
         drop(a);
         assert!(!readiness.is_ready());
         assert_eq!(
             readiness.report().to_string(),
-            "[-]a failed: stopped\n[+]b ok\nreadyz check failed\n"
+            "[-]a failed: stopped\n[+]b ok\n[+]c ok\nreadyz check failed\n"
         );
     }
 }

@@ -3,10 +3,13 @@
 //! The order is part of the design. Nothing is turned in the kernel before what it is turned to is there, and what an
 //! earlier agent left in force stays so until then (invariants 1 and 6).
 
-use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
-use anyhow::Context;
-use prometheus_client::registry::Registry;
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, timeout_at},
@@ -14,38 +17,28 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
+    certificate::{Surroundings, serving_certificate},
+    intercept::{Interception, intercept},
     outfit::Outfit,
     report::{register, report_pods, report_token},
+    source::Source,
 };
 use crate::{
     admin::{Admin, Condition, Readiness},
     audit::Audit,
-    cli::{AgentOptions, KernelOptions, TrustMode, TrustOptions},
+    cli::AgentOptions,
     clock::Clock,
+    cluster::{addresses::Addresses, client::client},
     credentials::TokenFile,
-    enrol::{self, Enrolment, Leftovers},
+    enrol::Enrolment,
     environment::ApiServerUrl,
-    files::FileWatch,
     forward::Forwarder,
     inbound,
-    kernel::{
-        Kernel, Options as KernelInstallation,
-        cgroup::{self, CgroupRoot},
-    },
-    metrics::{Followed, Metrics, register_counts},
-    pod::{Inbound, WantedPod},
-    sessions::{
-        Declared,
-        files::{Reading, SessionFiles},
-        store::{SessionLookup, Store},
-    },
-    trust::{
-        own_ca::{ServedNames, serve_own_ca},
-        pair::serve_pair,
-        roots::UpstreamRoots,
-        serving::{ServingCert, server_config},
-    },
-    upstream::{pool::DialCounts, roots::Roots, target::Target},
+    kernel::cgroup,
+    metrics::{Followed, Metrics},
+    sessions::store::Store,
+    trust::{ServedNames, roots::UpstreamRoots, serving::server_config},
+    upstream::{Upstream, pool::DialCounts, roots::Roots, target::Target},
 };
 
 /// Connections accepted and not yet served. Small: all that is left to do for one is to spawn its task.
@@ -75,54 +68,89 @@ impl Agent {
     pub(super) async fn start(options: AgentOptions) -> anyhow::Result<Self> {
         let clock = Clock::system();
         let metrics = Metrics::new();
-        let mut registry = metrics.registry();
+        let registry = Arc::new(RwLock::new(metrics.registry()));
         let readiness = Readiness::default();
         let serving = readiness.condition("serving");
+        let token_ready = readiness.condition("token");
+        let pods_ready = readiness.condition("pods");
+        let addresses_ready = readiness.condition("addresses");
         let no_new_connections = CancellationToken::new();
         let no_new_requests = CancellationToken::new();
         let end_sessions = CancellationToken::new();
         let stop_admin = CancellationToken::new();
 
-        let cluster = Cluster::discover(&options, &clock, &metrics).await?;
-        let certificate = serving_certificate(&options.trust, &cluster, &clock, &metrics).await?;
-        let audit = Audit::start(options.audit_log.to_string_lossy().parse()?, &metrics).await?;
-        let dials = Arc::new(DialCounts::default());
-        let sessions = Sessions::start(&options, &cluster, &dials, &clock, &metrics, end_sessions.clone()).await?;
-
-        register(
-            &mut registry,
-            &sessions.lookup,
-            &dials,
-            &cluster.own_token,
-            &certificate,
-        );
-        let token_ready = readiness.condition("token");
-        let pods_ready = readiness.condition("pods");
-
-        let tls = server_config(certificate)?;
+        // The admin address first: a start may wait for the cluster, and says so there.
         let admin = Admin::bind(options.admin_address).await?;
+        tokio::spawn(admin.serve(readiness.clone(), Arc::clone(&registry), stop_admin.clone()));
+        let root = options.kernel.cgroup_root.clone().map_or_else(cgroup::pods_root, Ok)?;
+        let dials = Arc::new(DialCounts::default());
+        let cluster = Cluster::discover(&options, &dials, &clock, &metrics).await?;
+        let (source, teller) = Source::open(&options, root.clone(), &cluster, &readiness, &metrics).await?;
+        let around = Surroundings {
+            client: cluster.client.clone(),
+            names: served_names(&cluster.target, source.addresses.clone()),
+            namespaces: source.namespaces(),
+        };
+        let certificate =
+            serving_certificate(&options, around, &clock, &metrics, readiness.condition("certificate")).await?;
+        let audit = Audit::start(options.audit_log.to_string_lossy().parse()?, &metrics).await?;
+
+        let outfit = Outfit {
+            cluster: cluster.target.clone(),
+            cluster_roots: Roots::followed(cluster.roots.clone()),
+            own_token: cluster.own_token.clone(),
+            clock: clock.clone(),
+            dials: Arc::clone(&dials),
+            failed_reads: metrics.reload_failures(Followed::Sessions),
+            secrets: options
+                .sessions
+                .is_none()
+                .then(|| (cluster.client.clone(), metrics.clone())),
+        };
+        let (mut store, lookup, wanted) = Store::new(outfit, clock.clone());
+        let (addresses, leftovers) = (source.addresses.clone(), source.leftovers);
+        store.apply(source.first.clone()).await;
+        let (declare, declared) = mpsc::channel(1);
+        tokio::spawn(store.run(declared, end_sessions.clone()));
+        source.follow(declare, &metrics);
+        let tls = server_config(certificate.clone())?;
 
         // The kernel last, when nothing else can fail: from here on tagged pods are turned to us.
         let (accept, accepted) = mpsc::channel(INBOUND_BACKLOG);
-        let enrolment = intercept(
-            &options.kernel,
-            &cluster.addresses,
-            sessions.wanted,
-            sessions.leftovers,
-            accept,
-            no_new_connections.clone(),
-            &mut registry,
-        )?;
-        tokio::spawn(admin.serve(readiness, registry, stop_admin.clone()));
+        let enrolment = {
+            let mut registry = registry.write().unwrap_or_else(PoisonError::into_inner);
+            register(&mut registry, &lookup, &dials, &cluster.own_token, &certificate);
+            let interception = Interception {
+                root: &root,
+                pin_dir: &options.kernel.pin_dir,
+                addresses: addresses.clone(),
+                wanted,
+                leftovers,
+            };
+            intercept(
+                interception,
+                accept,
+                no_new_connections.clone(),
+                addresses_ready,
+                &mut registry,
+            )?
+        };
         tokio::spawn(report_pods(enrolment.pods.clone(), pods_ready));
         tokio::spawn(report_token(cluster.own_token, token_ready));
+        teller.start(
+            &options,
+            enrolment.pods.clone(),
+            lookup.clone(),
+            clock.clone(),
+            &metrics,
+        );
 
         let connections = TaskTracker::new();
         let streams = TaskTracker::new();
         let metrics = Arc::new(metrics);
         let server = inbound::Server {
             forwarder: Arc::new(Forwarder {
-                sessions: sessions.lookup,
+                sessions: lookup,
                 clock,
                 audit: audit.clone(),
                 metrics: Arc::clone(&metrics),
@@ -136,7 +164,7 @@ impl Agent {
         };
         tokio::spawn(server.run(accepted, connections.clone()));
         serving.ready();
-        tracing::info!(api_server = %cluster.target, addresses = ?cluster.addresses, "the agent serves");
+        tracing::info!(api_server = %cluster.target, addresses = ?*addresses.borrow(), "the agent serves");
         Ok(Self {
             audit,
             readiness: serving,
@@ -186,16 +214,23 @@ impl Agent {
 }
 
 /// The cluster that the agent serves: where its API server is, who vouches for it, and the agent's own token there.
-struct Cluster {
+pub(super) struct Cluster {
     target: Target,
     roots: UpstreamRoots,
     own_token: TokenFile,
-    /// What to intercept.
-    addresses: BTreeSet<SocketAddr>,
+    /// What to intercept, as far as it isn't for the cluster to say.
+    pub(super) addresses: BTreeSet<SocketAddr>,
+    /// What the agent asks for itself with.
+    pub(super) client: kube::Client,
 }
 
 impl Cluster {
-    async fn discover(options: &AgentOptions, clock: &Clock, metrics: &Metrics) -> anyhow::Result<Self> {
+    async fn discover(
+        options: &AgentOptions,
+        dials: &Arc<DialCounts>,
+        clock: &Clock,
+        metrics: &Metrics,
+    ) -> anyhow::Result<Self> {
         let api_server = ApiServerUrl::from_environment(|variable| std::env::var(variable).ok())?;
         let target = Target::parse(&api_server.to_string(), None)?;
         let files = &options.cluster;
@@ -207,11 +242,13 @@ impl Cluster {
         }
         let named = options.api_addresses.iter().copied();
         let addresses: BTreeSet<_> = api_server.socket_addr().into_iter().chain(named).collect();
+        let upstream = Upstream::new(target.clone(), Roots::followed(roots.clone()), Arc::clone(dials));
         anyhow::ensure!(
-            !addresses.is_empty(),
+            options.sessions.is_none() || !addresses.is_empty(),
             "{api_server} is not an IP address: name the addresses to intercept with --api-address"
         );
         Ok(Self {
+            client: client(upstream, own_token.clone()),
             target,
             roots,
             own_token,
@@ -220,157 +257,27 @@ impl Cluster {
     }
 }
 
-/// The sessions, followed from their files.
-struct Sessions {
-    lookup: SessionLookup,
-    wanted: watch::Receiver<Arc<[WantedPod]>>,
-    leftovers: Leftovers,
-}
-
-impl Sessions {
-    async fn start(
-        options: &AgentOptions,
-        cluster: &Cluster,
-        dials: &Arc<DialCounts>,
-        clock: &Clock,
-        metrics: &Metrics,
-        end: CancellationToken,
-    ) -> anyhow::Result<Self> {
-        let outfit = Outfit {
-            cluster: cluster.target.clone(),
-            cluster_roots: Roots::followed(cluster.roots.clone()),
-            own_token: cluster.own_token.clone(),
-            clock: clock.clone(),
-            dials: Arc::clone(dials),
-            failed_reads: metrics.reload_failures(Followed::Sessions),
-        };
-        let (mut store, lookup, wanted) = Store::new(outfit, clock.clone());
-        let files = SessionFiles::new(options.sessions.clone());
-        let watch = FileWatch::new([files.path()]).await;
-        let (files, first) = read(files).await?;
-        let first = first.context("the agent can't start without its sessions")?;
-        let leftovers = if first.names_every_pod() {
-            Leftovers::Untag
-        } else {
-            Leftovers::Refuse
-        };
-        store.apply(first.sessions).await;
-        let (declare, declared) = mpsc::channel(1);
-        tokio::spawn(store.run(declared, end));
-        tokio::spawn(follow_files(files, watch, declare, metrics.clone()));
-        Ok(Self {
-            lookup,
-            wanted,
-            leftovers,
-        })
-    }
-}
-
-/// Puts the kernel side in force, and enrols the pods that are wanted.
-fn intercept(
-    options: &KernelOptions,
-    addresses: &BTreeSet<SocketAddr>,
-    wanted: watch::Receiver<Arc<[WantedPod]>>,
-    leftovers: Leftovers,
-    accept: mpsc::Sender<Inbound>,
-    shutdown: CancellationToken,
-    registry: &mut Registry,
-) -> anyhow::Result<Enrolment> {
-    let path = options.cgroup_root.clone().map_or_else(cgroup::pods_root, Ok)?;
-    let root = CgroupRoot::open(&path)?;
-    let kernel = Arc::new(Kernel::install(&root, &KernelInstallation::new(&options.pin_dir))?);
-    kernel.set_api_servers(addresses)?;
-    let counters = Arc::clone(&kernel);
-    register_counts(
-        registry,
-        "kernel_connects",
-        "Connects that the kernel programs judged, by verdict",
-        "verdict",
-        move || {
-            counters
-                .counters()
-                .map(|counters| counters.iter().collect())
-                .unwrap_or_default()
-        },
-    );
-    let enrolment = enrol::start(kernel, root, wanted, leftovers, accept, shutdown);
-    let refusals = Arc::clone(&enrolment.refusals);
-    register_counts(
-        registry,
-        "inbound_refusals",
-        "Connections to the listeners that were closed because the kernel didn't vouch for them, by reason",
-        "reason",
-        move || refusals.iter().collect(),
-    );
-    Ok(enrolment)
-}
-
-/// The certificate that workloads see, by the mode that the operator chose.
-async fn serving_certificate(
-    options: &TrustOptions,
-    cluster: &Cluster,
-    clock: &Clock,
-    metrics: &Metrics,
-) -> anyhow::Result<ServingCert> {
-    let failures = metrics.reload_failures(Followed::Certificate);
-    Ok(match (options.trust, options.files()) {
-        (TrustMode::Files, Some((certificate, key))) => serve_pair(certificate, key, clock.clone(), failures).await?,
-        (TrustMode::Files, None) => anyhow::bail!("--trust files needs --tls-cert and --tls-key"),
-        (TrustMode::OwnCa, _) => {
-            // The sender may go: the addresses are those of the command line.
-            let names = ServedNames {
-                addresses: cluster.addresses.iter().map(SocketAddr::ip).collect(),
-                dns_names: cluster.target.dns_name().map(str::to_owned).into_iter().collect(),
-            };
-            let (_, names) = watch::channel(names);
-            serve_own_ca(&options.trust_dir, names, clock.clone(), failures).await?
+/// What the serving certificate must name, as the addresses come and go.
+fn served_names(target: &Target, mut addresses: watch::Receiver<Option<Addresses>>) -> watch::Receiver<ServedNames> {
+    let dns_names: BTreeSet<String> = target.dns_name().map(str::to_owned).into_iter().collect();
+    let names = move |addresses: &Option<Addresses>| ServedNames {
+        addresses: addresses
+            .iter()
+            .flat_map(|all| all.iter())
+            .map(SocketAddr::ip)
+            .collect(),
+        dns_names: dns_names.clone(),
+    };
+    let (publish, served) = watch::channel(names(&addresses.borrow_and_update()));
+    tokio::spawn(async move {
+        while addresses.changed().await.is_ok() {
+            let now = names(&addresses.borrow_and_update());
+            publish.send_if_modified(|last| {
+                let modified = *last != now;
+                *last = now;
+                modified
+            });
         }
-    })
-}
-
-/// Reads session files off the async threads.
-async fn read(mut files: SessionFiles) -> anyhow::Result<(SessionFiles, anyhow::Result<Reading>)> {
-    Ok(tokio::task::spawn_blocking(move || {
-        let reading = files.read().map_err(anyhow::Error::from);
-        if let Ok(reading) = &reading {
-            for complaint in &reading.complaints {
-                tracing::error!(%complaint, "a session file is not right");
-            }
-        }
-        (files, reading)
-    })
-    .await?)
-}
-
-/// Declares the sessions anew whenever their files change.
-async fn follow_files(
-    mut files: SessionFiles,
-    mut watch: FileWatch,
-    declare: mpsc::Sender<Vec<Declared>>,
-    metrics: Metrics,
-) {
-    loop {
-        tokio::select! {
-            () = watch.changed() => {}
-            () = declare.closed() => return,
-        }
-        let Ok((again, reading)) = read(files).await else {
-            return;
-        };
-        files = again;
-        match reading {
-            Ok(reading) => {
-                if !reading.complaints.is_empty() {
-                    metrics.reload_failures(Followed::Sessions).inc();
-                }
-                if declare.send(reading.sessions).await.is_err() {
-                    return;
-                }
-            }
-            Err(error) => {
-                metrics.reload_failures(Followed::Sessions).inc();
-                tracing::error!(%error, "the sessions stand as they were");
-            }
-        }
-    }
+    });
+    served
 }

@@ -3,10 +3,13 @@
 use std::{path::Path, sync::Arc};
 
 use prometheus_client::metrics::counter::Counter;
+use tokio::sync::watch;
 
 use crate::{
     clock::Clock,
-    credentials::TokenFile,
+    cluster::{ObjectKey, secrets::follow_token},
+    credentials::{CredentialError, TokenFile},
+    metrics::Metrics,
     sessions::{live::Credential, spec::SessionSpec, store::Outfitter},
     upstream::{Upstream, pool::DialCounts, roots::Roots, target::Target},
 };
@@ -19,6 +22,8 @@ pub(super) struct Outfit {
     pub(super) clock: Clock,
     pub(super) dials: Arc<DialCounts>,
     pub(super) failed_reads: Counter,
+    /// What Secrets are read with, where the sessions are the cluster's.
+    pub(super) secrets: Option<(kube::Client, Metrics)>,
 }
 
 impl Outfitter for Outfit {
@@ -42,5 +47,23 @@ impl Outfitter for Outfit {
 
     async fn token_file(&self, path: &Path) -> Credential {
         Credential::File(TokenFile::follow(path, self.clock.clone(), self.failed_reads.clone()).await)
+    }
+
+    fn secret_token(&self, namespace: &str, name: &str, key: &str) -> Credential {
+        let secret = ObjectKey {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        };
+        Credential::Watched(match &self.secrets {
+            Some((client, metrics)) => follow_token(client.clone(), secret, key, metrics),
+            // Session files can't name one.
+            None => {
+                watch::channel(Err(CredentialError::Secret {
+                    secret: secret.to_string(),
+                    reason: "there is no cluster to read it from: use tokenFile".to_owned(),
+                }))
+                .1
+            }
+        })
     }
 }

@@ -19,6 +19,56 @@ pub enum Followed {
     Sessions,
 }
 
+/// A kind of object of the cluster's that is watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Watched {
+    /// This node's pods.
+    Pods,
+    /// The Sessions of one namespace.
+    Sessions,
+    /// A Secret with a session's token.
+    Secrets,
+    /// The API server's Service.
+    Service,
+    /// Its endpoints.
+    EndpointSlices,
+}
+
+impl Watched {
+    /// In logs and labels.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pods => "pods",
+            Self::Sessions => "sessions",
+            Self::Secrets => "secrets",
+            Self::Service => "service",
+            Self::EndpointSlices => "endpointslices",
+        }
+    }
+}
+
+/// How something that the agent writes to the cluster fared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Written {
+    /// The API server took it.
+    Done,
+    /// It didn't; status is tried again, Events aren't.
+    Failed,
+    /// There was too much of it.
+    Dropped,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct WatchLabels {
+    pub(super) watch: Watched,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct WrittenLabels {
+    pub(super) outcome: Written,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct RequestLabels {
     pub(super) method: MethodLabel,
@@ -75,3 +125,5 @@ label_value!(Followed, label => match label {
     Followed::UpstreamCa => "upstream-ca",
     Followed::Sessions => "sessions",
 });
+label_value!(Watched, label => label.name());
+label_value!(Written, label => match label { Written::Done => "done", Written::Failed => "failed", Written::Dropped => "dropped" });

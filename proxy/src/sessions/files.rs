@@ -184,6 +184,8 @@ impl SessionFiles {
                     path: path.to_owned(),
                     reason: reason.to_owned(),
                 }),
+                incarnation: None,
+                last_used: None,
             })
             .collect()
     }
@@ -226,6 +228,8 @@ fn declare(path: &Path, document: Envelope) -> Result<Declared, FileError> {
         spec: SessionSpec::parse(document.spec),
         pods,
         id,
+        incarnation: None,
+        last_used: None,
     })
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::spec::SessionSpec;
@@ -34,6 +35,8 @@ pub enum Credential {
     Inline(BearerToken),
     /// Read from a file: the session's, or the agent's own pod token.
     File(TokenFile),
+    /// Watched elsewhere: what was found last, or why there is nothing.
+    Watched(watch::Receiver<Result<BearerToken, CredentialError>>),
 }
 
 /// Why a session ended.
@@ -73,6 +76,7 @@ impl LiveSession {
         match &self.credential {
             Credential::Inline(token) => Ok(token.clone()),
             Credential::File(file) => file.current(),
+            Credential::Watched(found) => found.borrow().clone(),
         }
     }
 

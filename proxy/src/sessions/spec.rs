@@ -39,6 +39,13 @@ pub enum TokenSource {
     Inline(BearerToken),
     /// In a file, read again when it changes.
     File(PathBuf),
+    /// In a Secret of the session's namespace, followed.
+    Secret {
+        /// The Secret's name.
+        name: String,
+        /// The key in its data.
+        key: String,
+    },
 }
 
 /// A server of the session's own.
@@ -102,6 +109,14 @@ pub enum SpecError {
     /// The server's URL or name is refused.
     #[error("spec.server.{0}")]
     Server(#[from] TargetError),
+    /// Pods name it, and there is no such Session in their namespace.
+    #[error("there is no Session of that name in the pods' namespace: make it there, or mend the pods' label")]
+    NotFound,
+    /// The Sessions of its namespace haven't been read yet.
+    #[error(
+        "the Sessions of its namespace can't be read yet: see that the API server answers and that the agent may list them"
+    )]
+    Unknown,
     /// A second declaration of the same session, or of the same pod.
     #[error("{0} is declared twice: remove one of the declarations")]
     Twice(String),
@@ -157,6 +172,15 @@ impl SessionSpec {
             server,
             expires_at: manifest.expires_at,
         })
+    }
+
+    /// Parses the `spec` of a Session resource, which was made at `created`.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse).
+    pub fn of_resource(spec: serde_json::Value, created: Option<Timestamp>) -> Result<Self, SpecError> {
+        let _ = created;
+        Self::parse(spec)
     }
 
     /// Whether two sessions act alike, so that what is open under one may go on under the other.

@@ -64,6 +64,25 @@ impl Snapshot {
         }
     }
 
+    /// How each session stands, for those who tell the cluster.
+    pub fn reports(&self) -> impl Iterator<Item = Report> + '_ {
+        self.0.iter().map(|(id, standing)| {
+            let (phase, expires_at) = match standing {
+                Standing::InForce { expires_at, .. } => (Phase::Active, *expires_at),
+                Standing::Expired => (Phase::Expired, None),
+                Standing::Refused => (Phase::Refused, None),
+            };
+            Report {
+                id: id.clone(),
+                phase,
+                expires_at,
+                acts_as: None,
+                connections: 0,
+                last_used: None,
+            }
+        })
+    }
+
     /// How many sessions are in force, expired, and refused.
     #[must_use]
     pub fn counts(&self) -> [(&'static str, usize); 3] {
@@ -78,6 +97,36 @@ impl Snapshot {
         }
         counts
     }
+}
+
+/// How a session stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// Its name.
+    pub id: SessionId,
+    /// Whether it is in force, and if not, why.
+    pub phase: Phase,
+    /// When it ends or ended by the clock.
+    pub expires_at: Option<Timestamp>,
+    /// Whom it impersonates.
+    pub acts_as: Option<String>,
+    /// Requests and streams open under it on this node.
+    pub connections: usize,
+    /// When a request last came under it on this node.
+    pub last_used: Option<Timestamp>,
+}
+
+/// Whether a session is in force, and if not, why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Phase {
+    /// In force.
+    Active,
+    /// Its time was up.
+    Expired,
+    /// It went unused for too long.
+    Idle,
+    /// What it says can't be granted.
+    Refused,
 }
 
 /// Reads the latest snapshot.
@@ -107,6 +156,8 @@ pub trait Outfitter: Send + 'static {
     fn own_token(&self) -> Credential;
     /// A token in a file of the session's.
     fn token_file(&self, path: &std::path::Path) -> impl Future<Output = Credential> + Send;
+    /// A token in a Secret of the session's namespace. It needn't be there yet.
+    fn secret_token(&self, namespace: &str, name: &str, key: &str) -> Credential;
 }
 
 /// Owns the sessions.
@@ -210,6 +261,9 @@ impl<O: Outfitter> Store<O> {
         let credential = match &spec.method {
             AuthMethod::ServiceAccountToken(TokenSource::Inline(token)) => Credential::Inline(token.clone()),
             AuthMethod::ServiceAccountToken(TokenSource::File(path)) => self.outfitter.token_file(path).await,
+            AuthMethod::ServiceAccountToken(TokenSource::Secret { name, key }) => {
+                self.outfitter.secret_token(id.namespace(), name, key)
+            }
             AuthMethod::GatewayKubernetesAuth(_) => self.outfitter.own_token(),
         };
         let upstream = self.outfitter.upstream(spec);

@@ -133,6 +133,10 @@ impl Outfitter for Outfit {
     async fn token_file(&self, path: &Path) -> Credential {
         Credential::File(TokenFile::follow(path, Clock::system(), Counter::default()).await)
     }
+
+    fn secret_token(&self, _: &str, _: &str, _: &str) -> Credential {
+        unreachable!("session files name no Secret")
+    }
 }
 
 impl Stage {
@@ -230,6 +234,8 @@ impl Stage {
             id: id.clone(),
             pods: vec![self.pod.wanted.clone()],
             spec: SessionSpec::parse(spec),
+            incarnation: None,
+            last_used: None,
         });
         let refused = declared.as_ref().is_some_and(|declared| declared.spec.is_err());
         self.declare.send(declared.into_iter().collect()).await.unwrap();

@@ -4,6 +4,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::{Arc, Mutex, atomic::AtomicU64},
+    time::Duration,
 };
 
 use serde_json::{Value, json};
@@ -13,13 +14,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     auth::TokenTableError,
-    connection, control,
+    certificates, connection, control,
     event::EventType,
     fault::Faults,
     rbac::{Rules, RulesError},
     record::Recorder,
     reload::{ReloadError, Reloaded},
     server::{ApiServer, EffectiveRules, Settings, Shared},
+    state_file,
     status::Status,
     store::Store,
     tls::{Authority, Identity, TlsError},
@@ -61,6 +63,9 @@ pub enum StartError {
     /// A fixture is the trouble.
     #[error("fixture {0}: {1}")]
     Fixture(PathBuf, String),
+    /// The file of the state is the trouble.
+    #[error("the state in {0} cannot be used: {1}; remove it to begin anew")]
+    State(PathBuf, String),
     /// The CA's certificate can't be written.
     #[error("cannot write {0}: {1}")]
     Write(PathBuf, std::io::Error),
@@ -80,7 +85,26 @@ pub struct Builder {
     rules_file: Option<PathBuf>,
     rules: Option<String>,
     fixtures: Vec<PathBuf>,
+    state: Option<PathBuf>,
+    signing: Option<Signing>,
     settings: Settings,
+}
+
+/// The CA that signs what is approved, in PEM.
+#[derive(Debug)]
+struct Signing {
+    certificate: String,
+    key: SecretKey,
+    longest: Duration,
+}
+
+/// A key that no formatting shows.
+struct SecretKey(String);
+
+impl std::fmt::Debug for SecretKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SecretKey")
+    }
 }
 
 impl Builder {
@@ -162,6 +186,25 @@ impl Builder {
         self
     }
 
+    /// Keeps the objects in this file: read at start where it is there, written after each change and at the end.
+    #[must_use]
+    pub fn state(mut self, path: impl Into<PathBuf>) -> Self {
+        self.state = Some(path.into());
+        self
+    }
+
+    /// Signs approved requests for `kubernetes.io/kubelet-serving` with this CA's certificate and key, in PEM, for as
+    /// long as `longest` at most.
+    #[must_use]
+    pub fn signer(mut self, certificate: &str, key: &str, longest: Duration) -> Self {
+        self.signing = Some(Signing {
+            certificate: certificate.to_owned(),
+            key: SecretKey(key.to_owned()),
+            longest,
+        });
+        self
+    }
+
     /// The settings to begin with.
     #[must_use]
     pub fn settings(mut self, settings: Settings) -> Self {
@@ -222,9 +265,31 @@ impl Builder {
             stop: CancellationToken::new(),
             addresses,
         });
-        populate(&shared.store).map_err(|status| StartError::Fixture("built in".into(), status.to_string()))?;
-        for path in &self.fixtures {
-            load_fixture(&shared.store, path).await?;
+        let kept = match &self.state {
+            Some(path) => state_file::load(&shared.store, path)
+                .await
+                .map_err(|error| StartError::State(path.clone(), error))?,
+            None => false,
+        };
+        if !kept {
+            populate(&shared.store).map_err(|status| StartError::Fixture("built in".into(), status.to_string()))?;
+            for path in &self.fixtures {
+                load_fixture(&shared.store, path).await?;
+            }
+        }
+        let signer = match self.signing {
+            Some(Signing {
+                certificate,
+                key,
+                longest,
+            }) => Some(certificates::Signer::new(&certificate, &key.0, longest)?),
+            None => None,
+        };
+        if let Some(signer) = signer {
+            tokio::spawn(certificates::run(shared.clone(), signer, shared.stop.clone()));
+        }
+        if let Some(path) = self.state.clone() {
+            tokio::spawn(state_file::keep(shared.clone(), path));
         }
         for listener in listeners {
             tokio::spawn(connection::accept(listener, acceptor.clone(), shared.clone()));
@@ -238,6 +303,7 @@ impl Builder {
             shared,
             ca,
             control: self.control,
+            state: self.state,
         })
     }
 }
@@ -257,7 +323,7 @@ fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
 
 /// The namespaces that every cluster has.
 fn populate(store: &Store) -> Result<(), Status> {
-    for name in ["default", "kube-system", "kube-public"] {
+    for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
         let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
         store.apply(EventType::Added, namespace)?;
     }

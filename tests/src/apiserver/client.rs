@@ -179,6 +179,14 @@ impl Control {
         self.order(Method::POST, "/compact", &()).await
     }
 
+    /// Forgets the history of events, and tells every open watch that it is too old: an `ERROR` event of 410 ends it.
+    ///
+    /// # Errors
+    /// If the server can't be asked.
+    pub async fn expire_watches(&self) -> Result<(), ControlError> {
+        self.order(Method::POST, "/watches/expire", &()).await
+    }
+
     /// The settings in force.
     ///
     /// # Errors

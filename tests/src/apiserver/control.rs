@@ -10,6 +10,7 @@
 //! | `POST /connections/reset`, `POST /connections/goaway` | breaks all, or sends all away |
 //! | `POST /events` | `{"type": "ADDED", "object": {...}}`, into the store and to the watches |
 //! | `POST /compact` | forgets the history of events |
+//! | `POST /watches/expire` | forgets it, and tells every open watch that it is too old: an `ERROR` of 410, and its end |
 //! | `GET /settings`, `PUT /settings` | [`super::Settings`] |
 //! | `GET /faults`, `POST /faults`, `DELETE /faults` | [`Fault`] |
 
@@ -158,6 +159,10 @@ async fn serve(shared: &Shared, request: Request<Incoming>) -> Result<Response<B
         }
         (&Method::POST, "/compact") => {
             shared.store.compact();
+            json!({})
+        }
+        (&Method::POST, "/watches/expire") => {
+            shared.store.expire_watches();
             json!({})
         }
         (&Method::GET, "/settings") => json!(*lock(&shared.settings)),

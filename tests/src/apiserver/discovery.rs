@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::{
     body::Body,
-    resources::{Resource, Subresource, groups, of_group},
+    resources::{Catalogue, Resource, Subresource},
     status::{Status, json_response},
 };
 
@@ -28,7 +28,7 @@ pub(crate) fn version() -> Value {
 }
 
 /// Answers a discovery path, or 404 for any other.
-pub(crate) fn serve(path: &str, accept: &str) -> Result<Response<Body>, Status> {
+pub(crate) fn serve(path: &str, accept: &str, catalogue: &Catalogue) -> Result<Response<Body>, Status> {
     let aggregated = accept
         .split(',')
         .any(|kind| kind.replace(' ', "").starts_with(AGGREGATED));
@@ -39,7 +39,7 @@ pub(crate) fn serve(path: &str, accept: &str) -> Result<Response<Body>, Status> 
         }
         ["api" | "apis"] if aggregated => {
             let core = parts == ["api"];
-            let mut response = json_response(StatusCode::OK, &aggregate(core));
+            let mut response = json_response(StatusCode::OK, &aggregate(core, catalogue));
             response
                 .headers_mut()
                 .insert(header::CONTENT_TYPE, HeaderValue::from_static(AGGREGATED));
@@ -56,10 +56,10 @@ pub(crate) fn serve(path: &str, accept: &str) -> Result<Response<Body>, Status> 
         ["apis"] => json!({
             "kind": "APIGroupList",
             "apiVersion": "v1",
-            "groups": named_groups().map(|(group, version)| api_group(group, version)).collect::<Vec<_>>(),
+            "groups": named_groups(catalogue).map(|(group, version)| api_group(group, version)).collect::<Vec<_>>(),
         }),
         ["apis", group] => {
-            let (group, version) = named_groups()
+            let (group, version) = named_groups(catalogue)
                 .find(|(name, _)| *name == group)
                 .ok_or_else(Status::no_such_path)?;
             let mut value = api_group(group, version);
@@ -67,15 +67,15 @@ pub(crate) fn serve(path: &str, accept: &str) -> Result<Response<Body>, Status> 
             value["apiVersion"] = json!("v1");
             value
         }
-        ["api", version] => resource_list("", version)?,
-        ["apis", group, version] => resource_list(group, version)?,
+        ["api", version] => resource_list("", version, catalogue)?,
+        ["apis", group, version] => resource_list(group, version, catalogue)?,
         _ => return Err(Status::no_such_path()),
     };
     Ok(json_response(StatusCode::OK, &value))
 }
 
-fn named_groups() -> impl Iterator<Item = (&'static str, &'static str)> {
-    groups().into_iter().filter(|(group, _)| !group.is_empty())
+fn named_groups(catalogue: &Catalogue) -> impl Iterator<Item = (&'static str, &'static str)> + use<> {
+    catalogue.groups().into_iter().filter(|(group, _)| !group.is_empty())
 }
 
 fn api_group(group: &str, version: &str) -> Value {
@@ -83,9 +83,9 @@ fn api_group(group: &str, version: &str) -> Value {
     json!({"name": group, "versions": [version], "preferredVersion": version})
 }
 
-fn resource_list(group: &str, version: &str) -> Result<Value, Status> {
+fn resource_list(group: &str, version: &str, catalogue: &Catalogue) -> Result<Value, Status> {
     let mut list = Vec::new();
-    for resource in of_group(group, version) {
+    for resource in catalogue.of_group(group, version) {
         let mut entry = json!({
             "name": resource.plural,
             "singularName": resource.singular,
@@ -122,8 +122,8 @@ fn kind(resource: &Resource, sub: &Subresource) -> &'static str {
     if sub.kind.is_empty() { resource.kind } else { sub.kind }
 }
 
-fn aggregate(core: bool) -> Value {
-    let items: Vec<Value> = groups()
+fn aggregate(core: bool, catalogue: &Catalogue) -> Value {
+    let items: Vec<Value> = catalogue.groups()
         .into_iter()
         .filter(|(group, _)| group.is_empty() == core)
         .map(|(group, version)| {
@@ -137,7 +137,7 @@ fn aggregate(core: bool) -> Value {
                 "versions": [{
                     "version": version,
                     "freshness": "Current",
-                    "resources": of_group(group, version).map(aggregated_resource).collect::<Vec<_>>(),
+                    "resources": catalogue.of_group(group, version).into_iter().map(aggregated_resource).collect::<Vec<_>>(),
                 }],
             })
         })
@@ -183,7 +183,7 @@ mod tests {
     #[case("/api/v2", "*/*", 404, "")]
     #[case("/metrics", "*/*", 404, "")]
     fn paths(#[case] path: &str, #[case] accept: &str, #[case] code: u16, #[case] kind: &str) {
-        match serve(path, accept) {
+        match serve(path, accept, &Catalogue::default()) {
             Ok(response) => {
                 assert_eq!(response.status(), code);
                 assert_eq!(response.headers()[header::CONTENT_TYPE], kind);

@@ -6,12 +6,12 @@ use serde_json::{Map, Value, json};
 
 use super::{
     body::Body,
-    resources::{Resource, groups, of_group},
+    resources::{Catalogue, Resource},
     status::{Status, json_response},
 };
 
 /// Answers below `/openapi`.
-pub(crate) fn serve(path: &str, accept: &str) -> Result<Response<Body>, Status> {
+pub(crate) fn serve(path: &str, accept: &str, catalogue: &Catalogue) -> Result<Response<Body>, Status> {
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
     let value = match parts[..] {
         ["openapi", "v2"] => {
@@ -27,7 +27,8 @@ pub(crate) fn serve(path: &str, accept: &str) -> Result<Response<Body>, Status> 
             })
         }
         ["openapi", "v3"] => {
-            let paths: Map<String, Value> = groups()
+            let paths: Map<String, Value> = catalogue
+                .groups()
                 .into_iter()
                 .map(|(group, version)| {
                     let name = if group.is_empty() {
@@ -41,8 +42,8 @@ pub(crate) fn serve(path: &str, accept: &str) -> Result<Response<Body>, Status> 
                 .collect();
             json!({"paths": paths})
         }
-        ["openapi", "v3", "api", version] => document("", version)?,
-        ["openapi", "v3", "apis", group, version] => document(group, version)?,
+        ["openapi", "v3", "api", version] => document("", version, catalogue)?,
+        ["openapi", "v3", "apis", group, version] => document(group, version, catalogue)?,
         _ => return Err(Status::no_such_path()),
     };
     let mut response = json_response(StatusCode::OK, &value);
@@ -52,10 +53,10 @@ pub(crate) fn serve(path: &str, accept: &str) -> Result<Response<Body>, Status> 
     Ok(response)
 }
 
-fn document(group: &str, version: &str) -> Result<Value, Status> {
+fn document(group: &str, version: &str, catalogue: &Catalogue) -> Result<Value, Status> {
     let mut paths = Map::new();
     let mut schemas = Map::new();
-    for resource in of_group(group, version) {
+    for resource in catalogue.of_group(group, version) {
         let base = match (group.is_empty(), resource.namespaced) {
             (true, false) => format!("/api/{version}"),
             (true, true) => format!("/api/{version}/namespaces/{{namespace}}"),

@@ -1,5 +1,5 @@
 //! Patches as plain functions over objects: merge patches (RFC 7386), strategic ones as far as clients send them to
-//! the kinds served here, JSON patches (RFC 6902), and server-side apply without conflicts.
+//! the kinds served here, and JSON patches (RFC 6902). Server-side apply is `managed`'s.
 
 use serde_json::{Map, Value, json};
 
@@ -22,28 +22,6 @@ pub(crate) fn patch(media_type: &str, bytes: &[u8], old: &Value) -> Result<Value
 
 fn parse(bytes: &[u8]) -> Result<Value, Status> {
     serde_json::from_slice(bytes).map_err(|error| Status::bad_request(format!("couldn't parse the patch: {error}")))
-}
-
-/// Lays an applied configuration over an object, and notes its manager.
-pub(crate) fn server_side_apply(old: &Value, applied: &Value, manager: &str) -> Value {
-    let mut new = old.clone();
-    strategic(&mut new, applied, "");
-    let entry = json!({
-        "manager": manager,
-        "operation": "Apply",
-        "apiVersion": applied["apiVersion"],
-        "fieldsType": "FieldsV1",
-        "fieldsV1": {},
-    });
-    let managers = &mut new["metadata"]["managedFields"];
-    match managers.as_array_mut() {
-        Some(list) => {
-            list.retain(|own| own["manager"] != manager);
-            list.push(entry);
-        }
-        None => *managers = json!([entry]),
-    }
-    new
 }
 
 /// RFC 7386.
@@ -247,15 +225,5 @@ mod tests {
     fn refusals(#[case] media_type: &str, #[case] text: &str, #[case] code: u16) {
         let refused = patch(media_type, text.as_bytes(), &json!({"a": 1})).unwrap_err();
         assert_eq!(refused.code(), code);
-    }
-
-    #[test]
-    fn each_manager_has_one_entry() {
-        let applied = json!({"apiVersion": "v1", "data": {"a": "1"}});
-        let once = server_side_apply(&json!({"metadata": {}}), &applied, "one");
-        let twice = server_side_apply(&once, &applied, "two");
-        let thrice = server_side_apply(&twice, &applied, "one");
-        assert_eq!(thrice["metadata"]["managedFields"].as_array().unwrap().len(), 2);
-        assert_eq!(thrice["data"]["a"], "1");
     }
 }

@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 /// One resource of one API group.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct Resource {
     pub(crate) group: &'static str,
     pub(crate) version: &'static str,
@@ -16,7 +16,29 @@ pub(crate) struct Resource {
     pub(crate) subresources: &'static [Subresource],
     /// False for reviews, which are answered and not kept.
     pub(crate) stored: bool,
+    /// What a custom resource's definition says.
+    pub(crate) custom: Option<&'static Custom>,
 }
+
+/// What a `CustomResourceDefinition` says beside the names.
+#[derive(Debug)]
+pub(crate) struct Custom {
+    /// The structural schema, as `openAPIV3Schema` has it.
+    pub(crate) schema: Value,
+    /// `additionalPrinterColumns`.
+    pub(crate) columns: Value,
+    /// The JSON paths of `selectableFields`, without their leading dot.
+    pub(crate) selectable: Vec<String>,
+}
+
+/// A resource is one, however often its definition has changed.
+impl PartialEq for Resource {
+    fn eq(&self, other: &Self) -> bool {
+        (self.group, self.version, self.plural) == (other.group, other.version, other.plural)
+    }
+}
+
+impl Eq for Resource {}
 
 /// A subresource, as discovery lists it.
 #[derive(Debug, PartialEq, Eq)]
@@ -26,7 +48,7 @@ pub(crate) struct Subresource {
     pub(crate) verbs: &'static [&'static str],
 }
 
-const STATUS: Subresource = Subresource {
+pub(crate) const STATUS: Subresource = Subresource {
     name: "status",
     kind: "",
     verbs: &["get", "patch", "update"],
@@ -49,6 +71,7 @@ const fn core(
         short_names,
         subresources: &[],
         stored: true,
+        custom: None,
     }
 }
 
@@ -63,10 +86,11 @@ const fn review(group: &'static str, plural: &'static str, singular: &'static st
         short_names: &[],
         subresources: &[],
         stored: false,
+        custom: None,
     }
 }
 
-/// All of them, each group's together.
+/// All but custom ones, each group's together.
 pub(crate) static RESOURCES: &[Resource] = &[
     core("configmaps", "configmap", "ConfigMap", &["cm"], true),
     core("endpoints", "endpoints", "Endpoints", &["ep"], true),
@@ -109,6 +133,17 @@ pub(crate) static RESOURCES: &[Resource] = &[
     core("serviceaccounts", "serviceaccount", "ServiceAccount", &["sa"], true),
     core("services", "service", "Service", &["svc"], true),
     Resource {
+        group: "apiextensions.k8s.io",
+        subresources: &[STATUS],
+        ..core(
+            "customresourcedefinitions",
+            "customresourcedefinition",
+            "CustomResourceDefinition",
+            &["crd", "crds"],
+            false,
+        )
+    },
+    Resource {
         group: "apps",
         subresources: &[STATUS],
         ..core("deployments", "deployment", "Deployment", &["deploy"], true)
@@ -133,14 +168,34 @@ pub(crate) static RESOURCES: &[Resource] = &[
         "SubjectAccessReview",
     ),
     Resource {
+        group: "certificates.k8s.io",
+        subresources: &[
+            Subresource {
+                name: "approval",
+                kind: "",
+                verbs: &["get", "patch", "update"],
+            },
+            STATUS,
+        ],
+        ..core(
+            "certificatesigningrequests",
+            "certificatesigningrequest",
+            "CertificateSigningRequest",
+            &["csr"],
+            false,
+        )
+    },
+    Resource {
         group: "coordination.k8s.io",
         ..core("leases", "lease", "Lease", &[], true)
     },
     Resource {
-        group: "understudy.dev",
-        version: "v1alpha1",
-        subresources: &[STATUS],
-        ..core("sessions", "session", "Session", &[], true)
+        group: "discovery.k8s.io",
+        ..core("endpointslices", "endpointslice", "EndpointSlice", &[], true)
+    },
+    Resource {
+        group: "events.k8s.io",
+        ..core("events", "event", "Event", &["ev"], true)
     },
 ];
 
@@ -152,21 +207,35 @@ impl Resource {
             .find(|resource| resource.group == group && resource.version == version && resource.plural == plural)
     }
 
-    /// The one that this object is of.
-    pub(crate) fn of_object(object: &Value) -> Option<&'static Self> {
-        let api_version = object["apiVersion"].as_str()?;
-        let kind = object["kind"].as_str()?;
-        RESOURCES
-            .iter()
-            .find(|resource| resource.kind == kind && resource.api_version() == api_version)
-    }
-
     /// `v1`, or `group/version`.
     pub(crate) fn api_version(&self) -> String {
         if self.group.is_empty() {
             self.version.to_owned()
         } else {
             format!("{}/{}", self.group, self.version)
+        }
+    }
+
+    /// Whether it has that subresource.
+    pub(crate) fn has(&self, subresource: &str) -> bool {
+        self.subresources.iter().any(|own| own.name == subresource)
+    }
+
+    /// Whether `metadata.generation` counts the changes of its spec.
+    pub(crate) fn has_generation(&self) -> bool {
+        self.custom.is_some() || matches!(self.plural, "pods" | "deployments" | "customresourcedefinitions")
+    }
+
+    /// Whether an update may leave out the version that it is made of.
+    pub(crate) fn updates_without_version(&self) -> bool {
+        self.custom.is_none() && !matches!(self.plural, "leases" | "customresourcedefinitions")
+    }
+
+    /// The resource whose objects it shows, in a form of its own; mostly itself.
+    pub(crate) fn stored(&'static self) -> &'static Self {
+        match (self.group, self.plural) {
+            ("events.k8s.io", "events") => Self::find("", "v1", "events").unwrap_or(self),
+            _ => self,
         }
     }
 
@@ -194,21 +263,42 @@ impl Resource {
     }
 }
 
-/// The groups with their version, in order; each has one.
-pub(crate) fn groups() -> Vec<(&'static str, &'static str)> {
-    let mut groups: Vec<_> = RESOURCES
-        .iter()
-        .map(|resource| (resource.group, resource.version))
-        .collect();
-    groups.dedup();
-    groups
-}
+/// The resources that a server has: those of every server, and what its custom resource definitions add.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Catalogue(pub(crate) Vec<&'static Resource>);
 
-/// Those of one group.
-pub(crate) fn of_group(group: &str, version: &str) -> impl Iterator<Item = &'static Resource> {
-    RESOURCES
-        .iter()
-        .filter(move |resource| resource.group == group && resource.version == version)
+impl Catalogue {
+    fn all(&self) -> impl Iterator<Item = &'static Resource> + '_ {
+        RESOURCES.iter().chain(self.0.iter().copied())
+    }
+
+    /// The one of that name.
+    pub(crate) fn find(&self, group: &str, version: &str, plural: &str) -> Option<&'static Resource> {
+        self.all()
+            .find(|resource| resource.group == group && resource.version == version && resource.plural == plural)
+    }
+
+    /// The one that this object is of.
+    pub(crate) fn of_object(&self, object: &Value) -> Option<&'static Resource> {
+        let api_version = object["apiVersion"].as_str()?;
+        let kind = object["kind"].as_str()?;
+        self.all()
+            .find(|resource| resource.kind == kind && resource.api_version() == api_version)
+    }
+
+    /// The groups with their version, in order; each has one.
+    pub(crate) fn groups(&self) -> Vec<(&'static str, &'static str)> {
+        let mut groups: Vec<_> = self.all().map(|resource| (resource.group, resource.version)).collect();
+        groups.dedup();
+        groups
+    }
+
+    /// Those of one group.
+    pub(crate) fn of_group(&self, group: &str, version: &str) -> Vec<&'static Resource> {
+        self.all()
+            .filter(|resource| resource.group == group && resource.version == version)
+            .collect()
+    }
 }
 
 #[cfg(test)]
@@ -217,7 +307,7 @@ mod tests {
 
     #[test]
     fn each_group_stands_together_and_has_one_version() {
-        let groups = groups();
+        let groups = Catalogue::default().groups();
         let mut names: Vec<_> = groups.iter().map(|(group, _)| group).collect();
         names.sort_unstable();
         names.dedup();
@@ -227,9 +317,11 @@ mod tests {
     #[test]
     fn an_object_finds_its_resource() {
         let pod = json!({"apiVersion": "v1", "kind": "Pod"});
-        assert_eq!(Resource::of_object(&pod).unwrap().plural, "pods");
-        let session = json!({"apiVersion": "understudy.dev/v1alpha1", "kind": "Session"});
-        assert_eq!(Resource::of_object(&session).unwrap().plural, "sessions");
-        assert!(Resource::of_object(&json!({"apiVersion": "v2", "kind": "Pod"})).is_none());
+        assert_eq!(Catalogue::default().of_object(&pod).unwrap().plural, "pods");
+        assert!(
+            Catalogue::default()
+                .of_object(&json!({"apiVersion": "v2", "kind": "Pod"}))
+                .is_none()
+        );
     }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{request::Query, status::Status};
+use super::{request::Query, resources::Resource, status::Status};
 
 /// Both selectors of a list or watch.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -23,22 +23,32 @@ enum Test {
     NotIn(Vec<String>),
     Exists,
     Absent,
+    Greater(i64),
+    Less(i64),
 }
 
 impl Selector {
-    pub(crate) fn of(query: &Query) -> Result<Self, Status> {
+    pub(crate) fn of(resource: &Resource, query: &Query) -> Result<Self, Status> {
         let parse = |key: &str| parse(query.first(key).unwrap_or_default());
         let fields = parse("fieldSelector")?;
         if fields
             .iter()
-            .any(|field| matches!(field.test, Test::Exists | Test::Absent))
+            .any(|field| !matches!(field.test, Test::In(_) | Test::NotIn(_)))
         {
             return Err(Status::bad_request("invalid field selector"));
+        }
+        for field in &fields {
+            supported(resource, &field.key)?;
         }
         Ok(Self {
             labels: parse("labelSelector")?,
             fields,
         })
+    }
+
+    /// Whether it selects everything.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.labels.is_empty() && self.fields.is_empty()
     }
 
     pub(crate) fn matches(&self, object: &Value) -> bool {
@@ -48,7 +58,12 @@ impl Selector {
             .all(|requirement| requirement.holds(labels[&requirement.key].as_str()))
             && self.fields.iter().all(|requirement| {
                 let field = requirement.key.split('.').fold(object, |value, part| &value[part]);
-                requirement.holds(Some(field.as_str().unwrap_or_default()))
+                let text = match field {
+                    Value::String(text) => text.clone(),
+                    Value::Bool(flag) => flag.to_string(),
+                    _ => String::new(),
+                };
+                requirement.holds(Some(&text))
             })
     }
 }
@@ -61,8 +76,61 @@ impl Requirement {
             Test::NotIn(list) => !among(list),
             Test::Exists => value.is_some(),
             Test::Absent => value.is_none(),
+            Test::Greater(bound) => number(value).is_some_and(|number| number > *bound),
+            Test::Less(bound) => number(value).is_some_and(|number| number < *bound),
         }
     }
+}
+
+fn number(value: Option<&str>) -> Option<i64> {
+    value?.parse().ok()
+}
+
+/// Refuses a field that the resource can't be selected by, in kube-apiserver's words.
+fn supported(resource: &Resource, field: &str) -> Result<(), Status> {
+    let own: &[&str] = match resource.plural {
+        "pods" => &[
+            "spec.nodeName",
+            "spec.restartPolicy",
+            "spec.schedulerName",
+            "spec.serviceAccountName",
+            "spec.hostNetwork",
+            "status.phase",
+            "status.podIP",
+            "status.nominatedNodeName",
+        ],
+        "nodes" => &["spec.unschedulable"],
+        "namespaces" => &["status.phase"],
+        "secrets" => &["type"],
+        "services" => &["spec.clusterIP", "spec.type"],
+        "certificatesigningrequests" => &["spec.signerName"],
+        "events" if resource.group.is_empty() => &[
+            "involvedObject.kind",
+            "involvedObject.namespace",
+            "involvedObject.name",
+            "involvedObject.uid",
+            "involvedObject.apiVersion",
+            "involvedObject.resourceVersion",
+            "involvedObject.fieldPath",
+            "reason",
+            "reportingComponent",
+            "type",
+        ],
+        _ => &[],
+    };
+    let custom = resource
+        .custom
+        .is_some_and(|custom| custom.selectable.iter().any(|own| own == field));
+    if matches!(field, "metadata.name" | "metadata.namespace") || own.contains(&field) || custom {
+        return Ok(());
+    }
+    Err(if own.is_empty() && resource.custom.is_none() {
+        Status::bad_request(format!(
+            "{field:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\""
+        ))
+    } else {
+        Status::bad_request(format!("field label not supported: {field}"))
+    })
 }
 
 fn parse(text: &str) -> Result<Vec<Requirement>, Status> {
@@ -98,6 +166,14 @@ fn requirement(part: &str) -> Option<Requirement> {
         (key, Test::NotIn(values(list)?))
     } else if let Some((key, list)) = part.split_once(" in ") {
         (key, Test::In(values(list)?))
+    } else if let Some((key, bound)) = part.split_once('>') {
+        (key, Test::Greater(bound.trim().parse().ok()?))
+    } else if let Some((key, bound)) = part.split_once('<') {
+        (key, Test::Less(bound.trim().parse().ok()?))
+    } else if let Some((key, bound)) = part.split_once(" gt ") {
+        (key, Test::Greater(bound.trim().parse().ok()?))
+    } else if let Some((key, bound)) = part.split_once(" lt ") {
+        (key, Test::Less(bound.trim().parse().ok()?))
     } else if let Some(key) = part.strip_prefix('!') {
         (key, Test::Absent)
     } else {
@@ -132,6 +208,10 @@ mod tests {
     #[case("app notin (web,db),tier", "", false)]
     #[case("!app", "", false)]
     #[case("!other", "", true)]
+    #[case("rank>2", "", true)]
+    #[case("rank > 3", "", false)]
+    #[case("rank lt 4", "", true)]
+    #[case("app>1", "", false)]
     #[case("", "metadata.name=one", true)]
     #[case("", "metadata.name!=one", false)]
     #[case("", "spec.nodeName=n1,metadata.namespace=a", true)]
@@ -139,7 +219,7 @@ mod tests {
     #[case("", "spec.other=", true)]
     fn selection(#[case] labels: &str, #[case] fields: &str, #[case] selected: bool) {
         let object = json!({
-            "metadata": {"name": "one", "namespace": "a", "labels": {"app": "web", "tier": "front"}},
+            "metadata": {"name": "one", "namespace": "a", "labels": {"app": "web", "tier": "front", "rank": "3"}},
             "spec": {"nodeName": "n1"},
         });
         let selector = Selector {
@@ -150,6 +230,17 @@ mod tests {
     }
 
     #[rstest]
+    #[case("pods", "spec.nodeName", true)]
+    #[case("pods", "spec.other", false)]
+    #[case("configmaps", "metadata.namespace", true)]
+    #[case("configmaps", "data.x", false)]
+    fn fields_that_are_known(#[case] plural: &str, #[case] field: &str, #[case] known: bool) {
+        let resource = Resource::find("", "v1", plural).unwrap();
+        assert_eq!(supported(resource, field).is_ok(), known);
+    }
+
+    #[rstest]
+    #[case("a>b")]
     #[case("=a")]
     #[case("a in b")]
     #[case("a b")]

@@ -21,7 +21,6 @@ use super::{
     impersonation, logs, openapi, probe, protobuf,
     record::{Record, RequestBody, ResponseBody},
     request::{Attributes, Query, ResourceTarget, Target},
-    resources::Resource,
     rest, reviews,
     status::{Status, json_response},
     streams,
@@ -232,8 +231,8 @@ async fn serve_path(call: Call, path: &str) -> Result<Response<Body>, Status> {
         {
             Ok(Response::new(body::full("ok")))
         }
-        path if path.starts_with("/openapi/") => openapi::serve(path, call.accept()),
-        path => discovery::serve(path, call.accept()),
+        path if path.starts_with("/openapi/") => openapi::serve(path, call.accept(), &call.shared.store.catalogue()),
+        path => discovery::serve(path, call.accept(), &call.shared.store.catalogue()),
     }
 }
 
@@ -243,11 +242,17 @@ async fn serve_resource(call: Call, verb: &str, target: ResourceTarget) -> Resul
     {
         return reviews::serve(call, answer).await;
     }
-    let resource = Resource::find(&target.group, &target.version, &target.resource).ok_or_else(Status::no_such_path)?;
+    let resource = call
+        .shared
+        .store
+        .catalogue()
+        .find(&target.group, &target.version, &target.resource)
+        .ok_or_else(Status::no_such_path)?;
     match (resource.plural, target.subresource.as_str(), verb) {
         ("pods", "log", "get") => logs::serve(&call, &target),
         ("pods", "exec" | "attach" | "portforward", "get" | "create") => streams::serve(call, &target),
-        (_, "" | "status", _) => rest::serve(call, resource, verb, target).await,
+        (_, "", _) => rest::serve(call, resource, verb, target).await,
+        (_, sub, "get" | "update" | "patch") if resource.has(sub) => rest::serve(call, resource, verb, target).await,
         _ => Err(Status::no_such_path()),
     }
 }

@@ -103,6 +103,7 @@ pub struct ApiServer {
     pub(super) shared: Arc<Shared>,
     pub(super) ca: Option<String>,
     pub(super) control: Option<PathBuf>,
+    pub(super) state: Option<PathBuf>,
 }
 
 impl ApiServer {
@@ -133,6 +134,17 @@ impl ApiServer {
     /// Completes once the server has stopped.
     pub async fn stopped(&self) {
         self.shared.stop.cancelled().await;
+    }
+
+    /// Writes the file of the state, if there is one, as of now.
+    ///
+    /// # Errors
+    /// It can't be written.
+    pub async fn save(&self) -> std::io::Result<()> {
+        match &self.state {
+            Some(path) => super::state_file::write(&self.shared.store, path).await,
+            None => Ok(()),
+        }
     }
 
     /// Stops it: every connection is closed at once.

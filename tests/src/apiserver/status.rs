@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::{
     body::{self, Body},
+    cause::Cause,
     request::{Attributes, Target},
 };
 
@@ -130,6 +131,42 @@ impl Status {
         .about(group, resource, name)
     }
 
+    /// 409 because the object is not the one that was meant, or not as it was meant.
+    pub(crate) fn precondition(group: &str, resource: &str, name: &str, why: &str) -> Self {
+        let qualified = qualified(group, resource);
+        Self::new(
+            StatusCode::CONFLICT,
+            "Conflict",
+            format!("Operation cannot be fulfilled on {qualified} {name:?}: {why}"),
+        )
+        .about(group, resource, name)
+    }
+
+    /// 409 because others manage what is applied.
+    pub(crate) fn apply_conflict(causes: &[Cause]) -> Self {
+        let shown: Vec<String> = causes
+            .iter()
+            .map(|cause| format!("{}: {}", cause.message, cause.field))
+            .collect();
+        let message = match &shown[..] {
+            [one] => format!("Apply failed with 1 conflict: {one}"),
+            many => format!("Apply failed with {} conflicts: {}", many.len(), many.join("\n")),
+        };
+        let mut status = Self::new(StatusCode::CONFLICT, "Conflict", message);
+        status.details = Some(json!({"causes": causes.iter().map(Cause::to_value).collect::<Vec<_>>()}));
+        status
+    }
+
+    /// 403 in the words of an admission plugin.
+    pub(crate) fn not_admitted(group: &str, resource: &str, name: &str, why: &str) -> Self {
+        Self::new(
+            StatusCode::FORBIDDEN,
+            "Forbidden",
+            format!("{} is forbidden: {why}", subject(group, resource, name)),
+        )
+        .about(group, resource, name)
+    }
+
     /// 405.
     pub(crate) fn method_not_allowed() -> Self {
         Self::new(
@@ -157,6 +194,38 @@ impl Status {
         )
     }
 
+    /// 410: the rest of a list is of a version that is forgotten.
+    pub(crate) fn continue_expired() -> Self {
+        Self::new(
+            StatusCode::GONE,
+            "Expired",
+            "The provided continue parameter is too old to display a consistent list result. You must start a new list without the continue parameter.",
+        )
+    }
+
+    /// 410 for a version of the past that is forgotten, where a list asks for exactly that.
+    pub(crate) fn version_expired() -> Self {
+        Self::new(
+            StatusCode::GONE,
+            "Expired",
+            "The resourceVersion for the provided list is too old.",
+        )
+    }
+
+    /// 504: the version that is asked for isn't there yet.
+    pub(crate) fn version_too_large(asked: u64, current: u64) -> Self {
+        let mut status = Self::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            "Timeout",
+            format!("Timeout: Too large resource version: {asked}, current: {current}"),
+        );
+        status.details = Some(json!({
+            "causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}],
+            "retryAfterSeconds": 1,
+        }));
+        status
+    }
+
     /// 413.
     pub(crate) fn too_large() -> Self {
         Self::new(
@@ -182,6 +251,30 @@ impl Status {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message)
     }
 
+    /// 422 for an object, with each cause.
+    pub(crate) fn invalid_object(group: &str, kind: &str, name: &str, causes: &[Cause]) -> Self {
+        let shown: Vec<String> = causes.iter().map(ToString::to_string).collect();
+        let joined = match &shown[..] {
+            [one] => one.clone(),
+            many => format!("[{}]", many.join(", ")),
+        };
+        let mut status = Self::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "Invalid",
+            format!("{} {name:?} is invalid: {joined}", qualified(group, kind)),
+        )
+        .about(group, kind, name);
+        if let Some(details) = &mut status.details {
+            details["causes"] = json!(causes.iter().map(Cause::to_value).collect::<Vec<_>>());
+        }
+        status
+    }
+
+    /// 500 without a reason, as kube-apiserver has it for an applied object that doesn't fit its schema.
+    pub(crate) fn untyped(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "", message)
+    }
+
     /// 500.
     pub(crate) fn internal(message: impl AsRef<str>) -> Self {
         Self::new(
@@ -197,6 +290,9 @@ impl Status {
             StatusCode::UNAUTHORIZED => "Unauthorized",
             StatusCode::FORBIDDEN => "Forbidden",
             StatusCode::TOO_MANY_REQUESTS => "TooManyRequests",
+            StatusCode::NOT_FOUND => "NotFound",
+            StatusCode::CONFLICT => "Conflict",
+            StatusCode::GONE => "Expired",
             StatusCode::SERVICE_UNAVAILABLE => "ServiceUnavailable",
             _ => "InternalError",
         };
@@ -223,9 +319,11 @@ impl Status {
             "metadata": {},
             "status": "Failure",
             "message": self.message,
-            "reason": self.reason,
             "code": self.code.as_u16(),
         });
+        if !self.reason.is_empty() {
+            object["reason"] = json!(self.reason);
+        }
         if let Some(details) = &self.details {
             object["details"] = details.clone();
         }

@@ -1,5 +1,5 @@
 //! The objects and their history: one resource version for all, as etcd has it, and a feed of events for each
-//! resource. HTTP and watches' wire form are elsewhere.
+//! resource. What the history tells is in `timeline`; HTTP and watches' wire form are elsewhere.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -7,11 +7,13 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use tokio::sync::broadcast;
+use tokio::sync::{Notify, broadcast, watch};
 
 use super::{
+    definitions,
+    deletion::{self, Deletion},
     event::{Event, EventType},
-    resources::Resource,
+    resources::{Catalogue, Resource},
     status::Status,
     sync::lock,
 };
@@ -23,15 +25,15 @@ const FEED: usize = 4096;
 
 /// Where an object is kept.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Key {
-    group: &'static str,
-    plural: &'static str,
-    namespace: String,
-    name: String,
+pub(super) struct Key {
+    pub(super) group: &'static str,
+    pub(super) plural: &'static str,
+    pub(super) namespace: String,
+    pub(super) name: String,
 }
 
 impl Key {
-    fn new(resource: &Resource, namespace: &str, name: &str) -> Self {
+    pub(super) fn new(resource: &Resource, namespace: &str, name: &str) -> Self {
         Self {
             group: resource.group,
             plural: resource.plural,
@@ -43,34 +45,43 @@ impl Key {
             name: name.to_owned(),
         }
     }
-}
 
-/// What a watch begins with.
-pub(crate) struct Subscription {
-    /// Events since the version that was asked for.
-    pub(crate) backlog: Vec<Arc<Event>>,
-    /// The version as of which the backlog ends.
-    pub(crate) version: u64,
-    pub(crate) feed: broadcast::Receiver<Arc<Event>>,
+    /// Where this object of the resource is kept.
+    pub(super) fn of(resource: &Resource, object: &Value) -> Self {
+        let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default();
+        Self::new(resource, text("namespace"), text("name"))
+    }
 }
 
 /// All objects.
 #[derive(Debug, Default)]
-pub(crate) struct Store(Mutex<State>);
+pub(crate) struct Store {
+    pub(super) state: Mutex<State>,
+    /// Counts the orders to tell every watch that it is too old.
+    pub(super) expiries: watch::Sender<u64>,
+    /// Told of every change.
+    pub(super) changed: Notify,
+}
 
 #[derive(Debug, Default)]
-struct State {
-    version: u64,
-    objects: BTreeMap<Key, Arc<Value>>,
-    history: VecDeque<Arc<Event>>,
+pub(super) struct State {
+    pub(super) version: u64,
+    pub(super) objects: BTreeMap<Key, Arc<Value>>,
+    pub(super) history: VecDeque<Arc<Event>>,
     /// The newest event that is no longer in the history.
-    forgotten: u64,
+    pub(super) forgotten: u64,
+    pub(super) catalogue: Catalogue,
     feeds: HashMap<(&'static str, &'static str), broadcast::Sender<Arc<Event>>>,
 }
 
 impl Store {
+    /// The resources that there are now.
+    pub(crate) fn catalogue(&self) -> Catalogue {
+        lock(&self.state).catalogue.clone()
+    }
+
     pub(crate) fn get(&self, resource: &Resource, namespace: &str, name: &str) -> Result<Arc<Value>, Status> {
-        lock(&self.0)
+        lock(&self.state)
             .objects
             .get(&Key::new(resource, namespace, name))
             .cloned()
@@ -79,7 +90,7 @@ impl Store {
 
     /// The objects of a resource, in one namespace or (empty) in all, and the version of the list.
     pub(crate) fn list(&self, resource: &Resource, namespace: &str) -> (Vec<Arc<Value>>, u64) {
-        let state = lock(&self.0);
+        let state = lock(&self.state);
         (state.list(resource, namespace), state.version)
     }
 
@@ -89,8 +100,13 @@ impl Store {
         namespace: &str,
         mut object: Value,
     ) -> Result<Arc<Value>, Status> {
-        let mut state = lock(&self.0);
-        let home = Key::new(&super::resources::RESOURCES[NAMESPACES], "", namespace);
+        let mut state = lock(&self.state);
+        let home = Key {
+            group: "",
+            plural: "namespaces",
+            namespace: String::new(),
+            name: namespace.to_owned(),
+        };
         if resource.namespaced && !state.objects.contains_key(&home) {
             return Err(Status::not_found("", "namespaces", namespace));
         }
@@ -115,7 +131,9 @@ impl Store {
         }
         metadata["uid"] = json!(uuid::Uuid::new_v4().to_string());
         metadata["creationTimestamp"] = json!(now());
-        Ok(state.put(EventType::Added, resource, key, object))
+        let created = state.put(EventType::Added, resource, key, object);
+        self.changed.notify_one();
+        Ok(created)
     }
 
     /// Replaces an object by what `change` makes of it.
@@ -126,7 +144,7 @@ impl Store {
         name: &str,
         change: impl FnOnce(&Value) -> Result<Value, Status>,
     ) -> Result<Arc<Value>, Status> {
-        let mut state = lock(&self.0);
+        let mut state = lock(&self.state);
         let key = Key::new(resource, namespace, name);
         let old = state
             .objects
@@ -134,45 +152,67 @@ impl Store {
             .cloned()
             .ok_or_else(|| Status::not_found(resource.group, resource.plural, name))?;
         let mut new = change(&old)?;
+        same_object(resource, name, &old, &new)?;
         let metadata = &mut new["metadata"];
-        let asked = &metadata["resourceVersion"];
-        if asked.as_str().is_some_and(|version| !version.is_empty()) && *asked != old["metadata"]["resourceVersion"] {
-            return Err(Status::conflict(resource.group, resource.plural, name));
-        }
         for field in ["name", "namespace", "uid", "creationTimestamp", "resourceVersion"] {
             if !old["metadata"][field].is_null() {
                 metadata[field] = old["metadata"][field].clone();
             }
         }
+        for field in ["deletionTimestamp", "deletionGracePeriodSeconds"] {
+            match old["metadata"].get(field) {
+                Some(value) => metadata[field] = value.clone(),
+                None => {
+                    if let Some(metadata) = metadata.as_object_mut() {
+                        metadata.remove(field);
+                    }
+                }
+            }
+        }
         if new == *old {
             return Ok(old);
+        }
+        self.changed.notify_one();
+        if deletion::is_due(&new) {
+            return Ok(state.remove(resource, &key, new));
         }
         Ok(state.put(EventType::Modified, resource, key, new))
     }
 
+    /// Deletes an object, or marks it where somebody has still to let go of it.
     pub(crate) fn delete(
         &self,
         resource: &'static Resource,
         namespace: &str,
         name: &str,
-    ) -> Result<Arc<Value>, Status> {
-        let mut state = lock(&self.0);
+        options: &deletion::Options,
+    ) -> Result<Deletion, Status> {
+        let mut state = lock(&self.state);
         let key = Key::new(resource, namespace, name);
-        let Some(old) = state.objects.remove(&key) else {
-            return Err(Status::not_found(resource.group, resource.plural, name));
+        let old = state
+            .objects
+            .get(&key)
+            .cloned()
+            .ok_or_else(|| Status::not_found(resource.group, resource.plural, name))?;
+        options.meets(resource, name, &old)?;
+        let Some(marked) = options.mark(resource, &old) else {
+            self.changed.notify_one();
+            let object = Value::clone(&old);
+            return Ok(Deletion::Done(state.remove(resource, &key, object)));
         };
-        let mut object = Value::clone(&old);
-        state.version += 1;
-        object["metadata"]["resourceVersion"] = json!(state.version.to_string());
-        let object = Arc::new(object);
-        state.publish(Event::new(EventType::Deleted, resource, object.clone()));
-        Ok(object)
+        if marked == *old {
+            return Ok(Deletion::Marked(old));
+        }
+        self.changed.notify_one();
+        Ok(Deletion::Marked(state.put(EventType::Modified, resource, key, marked)))
     }
 
     /// Makes an object be as given, whatever was there: how fixtures and tests speak to the store.
     pub(crate) fn apply(&self, kind: EventType, object: Value) -> Result<Arc<Value>, Status> {
-        let resource = Resource::of_object(&object)
-            .filter(|resource| resource.stored)
+        let resource = self
+            .catalogue()
+            .of_object(&object)
+            .filter(|resource| resource.stored && resource.stored() == *resource)
             .ok_or_else(|| Status::bad_request("no resource is of this apiVersion and kind"))?;
         let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
         let (mut namespace, name) = (text("namespace"), text("name"));
@@ -180,9 +220,10 @@ impl Store {
             "default".clone_into(&mut namespace);
         }
         if kind == EventType::Deleted {
-            return self.delete(resource, &namespace, &name);
+            let gone = self.delete(resource, &namespace, &name, &deletion::Options::at_once())?;
+            return Ok(gone.object());
         }
-        let object = super::rest::with_defaults(resource, object);
+        let object = super::strategy::with_defaults(resource, object);
         if self.get(resource, &namespace, &name).is_ok() {
             self.update(resource, &namespace, &name, |_| Ok(object))
         } else {
@@ -190,53 +231,14 @@ impl Store {
         }
     }
 
-    /// Begins a watch: after that version, or (`None`) with all that is there now.
-    pub(crate) fn subscribe(
-        &self,
-        resource: &'static Resource,
-        namespace: &str,
-        since: Option<u64>,
-    ) -> Result<Subscription, Status> {
-        let mut state = lock(&self.0);
-        let backlog = match since {
-            Some(since) if since < state.forgotten => {
-                return Err(Status::expired(since, state.forgotten));
-            }
-            Some(since) => state
-                .history
-                .iter()
-                .filter(|event| event.resource == resource && event.version > since)
-                .cloned()
-                .collect(),
-            None => state
-                .list(resource, namespace)
-                .into_iter()
-                .map(|object| Arc::new(Event::new(EventType::Added, resource, object)))
-                .collect(),
-        };
-        let version = state.version;
-        Ok(Subscription {
-            backlog,
-            version,
-            feed: state.feed(resource).subscribe(),
-        })
-    }
-
     /// The newest version of all.
     pub(crate) fn version(&self) -> u64 {
-        lock(&self.0).version
-    }
-
-    /// Forgets the history, so that watches from older versions get 410.
-    pub(crate) fn compact(&self) {
-        let mut state = lock(&self.0);
-        state.history.clear();
-        state.forgotten = state.version;
+        lock(&self.state).version
     }
 
     /// How many watches are open.
     pub(crate) fn watches(&self) -> usize {
-        lock(&self.0)
+        lock(&self.state)
             .feeds
             .values()
             .map(broadcast::Sender::receiver_count)
@@ -244,11 +246,25 @@ impl Store {
     }
 }
 
-/// Where namespaces stand in the table of resources.
-const NAMESPACES: usize = 3;
+/// Whether the object that somebody made `new` of is the one that is there.
+fn same_object(resource: &Resource, name: &str, old: &Value, new: &Value) -> Result<(), Status> {
+    let given = |field: &str| new["metadata"][field].as_str().filter(|value| !value.is_empty());
+    let own = |field: &str| old["metadata"][field].as_str().unwrap_or_default();
+    if let Some(uid) = given("uid").filter(|uid| *uid != own("uid")) {
+        let why = format!(
+            "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+            own("uid")
+        );
+        return Err(Status::precondition(resource.group, resource.plural, name, &why));
+    }
+    if given("resourceVersion").is_some_and(|version| version != own("resourceVersion")) {
+        return Err(Status::conflict(resource.group, resource.plural, name));
+    }
+    Ok(())
+}
 
 impl State {
-    fn list(&self, resource: &Resource, namespace: &str) -> Vec<Arc<Value>> {
+    pub(super) fn list(&self, resource: &Resource, namespace: &str) -> Vec<Arc<Value>> {
         let first = Key::new(resource, namespace, "");
         self.objects
             .range(first..)
@@ -266,7 +282,39 @@ impl State {
         let object = Arc::new(object);
         let previous = self.objects.insert(key, object.clone());
         self.publish(Event::new(kind, resource, object.clone()).after(previous));
+        self.define(resource, &object, true);
         object
+    }
+
+    /// Takes an object away; `object` is what its last event shows.
+    fn remove(&mut self, resource: &'static Resource, key: &Key, mut object: Value) -> Arc<Value> {
+        let previous = self.objects.remove(key);
+        self.version += 1;
+        object["metadata"]["resourceVersion"] = json!(self.version.to_string());
+        let object = Arc::new(object);
+        self.publish(Event::new(EventType::Deleted, resource, object.clone()).after(previous));
+        self.define(resource, &object, false);
+        object
+    }
+
+    /// Keeps the catalogue as the definitions have it. With a definition go the objects.
+    pub(super) fn define(&mut self, resource: &Resource, object: &Value, there: bool) {
+        if resource.plural != "customresourcedefinitions" {
+            return;
+        }
+        let name = object["metadata"]["name"].as_str().unwrap_or_default();
+        let known = |own: &&'static Resource| format!("{}.{}", own.plural, own.group) == name;
+        let before = self.catalogue.0.iter().copied().find(known);
+        self.catalogue.0.retain(|own| !known(own));
+        if there {
+            self.catalogue.0.extend(definitions::resource(object));
+            // Discovery wants each group together.
+            self.catalogue.0.sort_by_key(|resource| resource.group);
+        } else if let Some(gone) = before {
+            for object in self.list(gone, "") {
+                self.remove(gone, &Key::of(gone, &object), Value::clone(&object));
+            }
+        }
     }
 
     fn publish(&mut self, event: Event) {
@@ -281,7 +329,7 @@ impl State {
         let _ = self.feed(event.resource).send(event);
     }
 
-    fn feed(&mut self, resource: &'static Resource) -> &broadcast::Sender<Arc<Event>> {
+    pub(super) fn feed(&mut self, resource: &'static Resource) -> &broadcast::Sender<Arc<Event>> {
         self.feeds
             .entry((resource.group, resource.plural))
             .or_insert_with(|| broadcast::Sender::new(FEED))
@@ -296,11 +344,9 @@ pub(crate) fn now() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::apiserver::resources::RESOURCES;
 
     fn store() -> (Store, &'static Resource) {
         let store = Store::default();
-        assert_eq!(RESOURCES[NAMESPACES].plural, "namespaces");
         for name in ["a", "b"] {
             let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
             store.apply(EventType::Added, namespace).unwrap();
@@ -345,7 +391,7 @@ mod tests {
         let (store, maps) = store();
         let start = store.version();
         store.create(maps, "a", named("one")).unwrap();
-        store.delete(maps, "a", "one").unwrap();
+        store.delete(maps, "a", "one", &deletion::Options::default()).unwrap();
         let kinds = |since| {
             let subscription = store.subscribe(maps, "a", since).unwrap();
             subscription.backlog.iter().map(|event| event.kind).collect::<Vec<_>>()

@@ -17,14 +17,23 @@ pub(crate) fn table(resource: &Resource, objects: &[&Value], metadata: &Value) -
         "name": "Name", "type": "string", "format": "name", "priority": 0,
         "description": "Name must be unique within a namespace.",
     })];
+    for column in printer_columns(resource) {
+        columns.push(json!({
+            "name": column["name"], "type": column["type"], "format": column["format"].as_str().unwrap_or_default(),
+            "priority": column["priority"].as_i64().unwrap_or(0),
+            "description": column["description"].as_str().unwrap_or_default(),
+        }));
+    }
     columns.extend(
         own_columns(resource)
             .iter()
             .map(|(name, kind)| json!({"name": name, "type": kind, "format": "", "priority": 0, "description": ""})),
     );
-    columns.push(json!({
-        "name": "Age", "type": "string", "format": "", "priority": 0, "description": "",
-    }));
+    if has_age(resource) {
+        columns.push(json!({
+            "name": "Age", "type": "string", "format": "", "priority": 0, "description": "",
+        }));
+    }
     json!({
         "kind": "Table",
         "apiVersion": "meta.k8s.io/v1",
@@ -36,8 +45,11 @@ pub(crate) fn table(resource: &Resource, objects: &[&Value], metadata: &Value) -
 
 fn row(resource: &Resource, object: &Value) -> Value {
     let mut cells = vec![object["metadata"]["name"].clone()];
+    cells.extend(printer_columns(resource).map(|column| printed(column, object)));
     cells.extend(own_cells(resource, object));
-    cells.push(json!(age(object)));
+    if has_age(resource) {
+        cells.push(json!(age(object)));
+    }
     json!({
         "cells": cells,
         "object": {
@@ -46,6 +58,44 @@ fn row(resource: &Resource, object: &Value) -> Value {
             "metadata": object["metadata"],
         },
     })
+}
+
+/// Whether a table ends with the age: a definition that names columns of its own names that as well, or has none.
+fn has_age(resource: &Resource) -> bool {
+    printer_columns(resource).next().is_none()
+}
+
+/// The columns of a custom resource's definition.
+fn printer_columns(resource: &Resource) -> impl Iterator<Item = &Value> {
+    let columns = resource.custom.and_then(|custom| custom.columns.as_array());
+    columns.into_iter().flatten()
+}
+
+/// What a column shows of an object: a path of fields, with at most one item of a list chosen by a field of it, as in
+/// `.status.conditions[?(@.type=="Ready")].status`. Other JSON paths show nothing.
+fn printed(column: &Value, object: &Value) -> Value {
+    let path = column["jsonPath"].as_str().unwrap_or_default();
+    let fields = |value: &Value, path: &str| {
+        let parts = path.split('.').filter(|part| !part.is_empty());
+        parts.fold(value.clone(), |value, part| value[part].clone())
+    };
+    let found = match path.split_once("[?(@.") {
+        None => fields(object, path),
+        Some((list, rest)) => rest
+            .split_once(")]")
+            .and_then(|(test, after)| {
+                let (field, wanted) = test.split_once("==")?;
+                let wanted = wanted.trim().trim_matches(|quote| quote == '"' || quote == '\'');
+                let items = fields(object, list);
+                let item = items.as_array()?.iter().find(|item| item[field.trim()] == wanted)?;
+                Some(fields(item, after))
+            })
+            .unwrap_or_default(),
+    };
+    match (column["type"].as_str(), &found) {
+        (Some("date"), Value::String(time)) => json!(age_of(time)),
+        _ => found,
+    }
 }
 
 fn own_columns(resource: &Resource) -> &'static [(&'static str, &'static str)] {
@@ -80,21 +130,22 @@ fn own_cells(resource: &Resource, object: &Value) -> Vec<Value> {
 }
 
 fn age(object: &Value) -> String {
-    object["metadata"]["creationTimestamp"]
-        .as_str()
-        .and_then(|text| text.parse::<jiff::Timestamp>().ok())
-        .map_or_else(
-            || "<unknown>".to_owned(),
-            |created| {
-                let seconds = jiff::Timestamp::now().duration_since(created).as_secs();
-                match seconds {
-                    ..120 => format!("{}s", seconds.max(0)),
-                    120..7200 => format!("{}m", seconds / 60),
-                    7200..172_800 => format!("{}h", seconds / 3600),
-                    _ => format!("{}d", seconds / 86_400),
-                }
-            },
-        )
+    age_of(object["metadata"]["creationTimestamp"].as_str().unwrap_or_default())
+}
+
+fn age_of(time: &str) -> String {
+    time.parse::<jiff::Timestamp>().map_or_else(
+        |_| "<unknown>".to_owned(),
+        |created| {
+            let seconds = jiff::Timestamp::now().duration_since(created).as_secs();
+            match seconds {
+                ..120 => format!("{}s", seconds.max(0)),
+                120..7200 => format!("{}m", seconds / 60),
+                7200..172_800 => format!("{}h", seconds / 3600),
+                _ => format!("{}d", seconds / 86_400),
+            }
+        },
+    )
 }
 
 #[cfg(test)]

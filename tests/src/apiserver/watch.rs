@@ -9,7 +9,10 @@ use http_body::Frame;
 use http_body_util::StreamBody;
 use serde_json::{Value, json};
 use tokio::{
-    sync::broadcast::{self, error::RecvError},
+    sync::{
+        broadcast::{self, error::RecvError},
+        watch,
+    },
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
@@ -18,11 +21,12 @@ use super::{
     Shared,
     body::{self, Body, BoxError},
     event::{Event, EventType, line},
+    list::check_options,
     resources::Resource,
     selector::Selector,
     serve::Call,
     status::Status,
-    table,
+    table, translation,
 };
 
 /// How long a watch lives that doesn't say.
@@ -31,6 +35,8 @@ const DEFAULT_LIFE: Duration = Duration::from_hours(1);
 /// Answers a watch.
 pub(crate) fn serve(call: &Call, resource: &'static Resource, namespace: &str) -> Result<Response<Body>, Status> {
     let query = &call.query;
+    check_options(query, true)?;
+    let stored = resource.stored();
     let since = match query.first("resourceVersion") {
         None | Some("" | "0") => None,
         Some(version) => Some(
@@ -50,17 +56,18 @@ pub(crate) fn serve(call: &Call, resource: &'static Resource, namespace: &str) -
     let mut watch = Watch {
         resource,
         namespace: namespace.to_owned(),
-        selector: Selector::of(query)?,
+        selector: Selector::of(resource, query)?,
         as_table: table::wanted(call.accept()),
         ready: VecDeque::new(),
         feed: None,
+        expiry: None,
         deadline: Instant::now() + lifetime,
         bookmark: bookmarks.then(|| call.shared.bookmark_interval()),
         shared: call.shared.clone(),
         stop: call.connection.stop.clone(),
     };
     let since = if send_initial == Some(true) { None } else { since };
-    match call.shared.store.subscribe(resource, namespace, since) {
+    match call.shared.store.subscribe(stored, namespace, since) {
         Ok(subscription) => {
             if send_initial != Some(false) || since.is_some() {
                 for event in subscription.backlog {
@@ -71,6 +78,7 @@ pub(crate) fn serve(call: &Call, resource: &'static Resource, namespace: &str) -
                 watch.ready.push_back(bookmark(resource, subscription.version, true));
             }
             watch.feed = Some(subscription.feed);
+            watch.expiry = Some(subscription.expiry);
         }
         // The answer is 200 and the error an event, as kube-apiserver has it.
         Err(status) => watch
@@ -96,6 +104,8 @@ struct Watch {
     ready: VecDeque<Bytes>,
     /// `None` once the watch has failed.
     feed: Option<broadcast::Receiver<Arc<Event>>>,
+    /// Changes when the watch is to be told that it is too old.
+    expiry: Option<watch::Receiver<u64>>,
     deadline: Instant,
     bookmark: Option<Duration>,
     shared: Arc<Shared>,
@@ -109,7 +119,7 @@ impl Watch {
             if let Some(line) = self.ready.pop_front() {
                 return Some(line);
             }
-            let feed = self.feed.as_mut()?;
+            let (feed, expiry) = (self.feed.as_mut()?, self.expiry.as_mut()?);
             let bookmark_at = self
                 .bookmark
                 .map_or(self.deadline, |interval| Instant::now() + interval);
@@ -119,6 +129,11 @@ impl Watch {
                     // Too slow to keep up with, or the server has ended: the client lists and watches anew.
                     Err(RecvError::Lagged(_) | RecvError::Closed) => return None,
                 },
+                Ok(()) = expiry.changed() => {
+                    self.feed = None;
+                    let status = Status::expired(0, self.shared.store.version());
+                    return Some(line(&json!({"type": "ERROR", "object": status.to_value()})));
+                }
                 () = sleep_until(bookmark_at.min(self.deadline)) => {
                     if Instant::now() >= self.deadline {
                         return None;
@@ -142,11 +157,19 @@ impl Watch {
             .previous
             .as_ref()
             .map_or(is, |previous| self.selector.matches(previous));
-        let line = match (was, is) {
+        let kind = match (was, is) {
             (false, false) => return,
-            (true, true) => event.line(self.as_table),
-            (false, true) => event.line_as(EventType::Added, self.as_table),
-            (true, false) => event.line_as(EventType::Deleted, self.as_table),
+            (true, true) => event.kind,
+            (false, true) => EventType::Added,
+            (true, false) => EventType::Deleted,
+        };
+        let line = if self.resource != event.resource {
+            let object = translation::shown(self.resource, &event.object);
+            line(&json!({"type": kind, "object": *object}))
+        } else if kind == event.kind {
+            event.line(self.as_table)
+        } else {
+            event.line_as(kind, self.as_table)
         };
         self.ready.push_back(line);
     }

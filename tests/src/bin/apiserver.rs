@@ -1,7 +1,11 @@
 //! The API server of the demo and the tests as a program. Arguments in, server up, until a signal; everything else
 //! is the library's.
 
-use std::{net::IpAddr, net::SocketAddr, path::PathBuf};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use anyhow::Context;
 use clap::Parser;
@@ -43,6 +47,18 @@ struct Arguments {
     /// Objects to begin with, as YAML documents; may be repeated.
     #[arg(long, value_name = "PATH")]
     fixture: Vec<PathBuf>,
+    /// Keep the objects in this file, and begin with them where it is there.
+    #[arg(long, value_name = "PATH")]
+    state: Option<PathBuf>,
+    /// The certificate of the CA that signs approved requests for kubernetes.io/kubelet-serving.
+    #[arg(long, value_name = "PATH", requires = "cluster_signing_key_file")]
+    cluster_signing_cert_file: Option<PathBuf>,
+    /// That CA's key.
+    #[arg(long, value_name = "PATH", requires = "cluster_signing_cert_file")]
+    cluster_signing_key_file: Option<PathBuf>,
+    /// How many seconds what it signs lasts at most.
+    #[arg(long, value_name = "SECONDS", default_value_t = 365 * 24 * 3600)]
+    cluster_signing_duration: u64,
     /// Concurrent streams allowed on an HTTP/2 connection.
     #[arg(long, value_name = "N", default_value_t = Settings::default().max_streams)]
     max_streams: u32,
@@ -64,6 +80,7 @@ async fn main() -> anyhow::Result<()> {
         _ = interrupt.recv() => {}
     }
     server.stop();
+    server.save().await.context("writing the state")?;
     Ok(())
 }
 
@@ -86,6 +103,18 @@ async fn start(arguments: Arguments) -> anyhow::Result<ApiServer> {
     }
     for path in arguments.fixture {
         builder = builder.fixture(path);
+    }
+    if let Some(path) = arguments.state {
+        builder = builder.state(path);
+    }
+    if let (Some(certificate), Some(key)) = (
+        &arguments.cluster_signing_cert_file,
+        &arguments.cluster_signing_key_file,
+    ) {
+        let read =
+            |path: &PathBuf| std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
+        let longest = Duration::from_secs(arguments.cluster_signing_duration);
+        builder = builder.signer(&read(certificate)?, &read(key)?, longest);
     }
     if let Some(path) = arguments.control {
         builder = builder.control(path);

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::ExitStatus,
     time::Duration,
@@ -17,10 +17,17 @@ use nix::{
 use tokio::{process::Child, time::timeout};
 
 use super::{
-    AuditEvent, Command, Metrics, Node, audit, binaries,
+    AuditEvent, Command, Metrics, NODE_NAME, Node, audit, binaries,
     network::{API_SERVER, SERVICE_V4},
     session,
 };
+
+/// The namespace that the agent runs in.
+pub const AGENT_NAMESPACE: &str = "understudy";
+/// The Secret in that namespace in which agents of a cluster keep their CA.
+pub const TRUST_SECRET: &str = "understudy-ca";
+/// Where the first agent answers about itself.
+const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9902);
 
 /// Where a pod's trust in the agent's certificate comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -28,14 +35,30 @@ pub enum Trust {
     /// A certificate that the cluster's own CA signed: pods trust it as they are.
     #[default]
     Files,
-    /// The agent's own CA, published to pods by [`Agent::publish_ca`].
+    /// The agent's own CA, published to pods by [`Agent::publish_ca`]. In a cluster it is kept in a Secret.
     OwnCa,
+    /// A certificate that the cluster's signer makes at the agent's request: pods trust it as they are.
+    ClusterSigned,
+}
+
+/// Where the agent has its sessions from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Sessions {
+    /// The node's session files.
+    #[default]
+    Files,
+    /// The cluster's resources, and pods that name them.
+    Cluster,
 }
 
 /// How an agent is started.
 #[derive(Debug, Clone)]
 pub struct AgentOptions {
     trust: Trust,
+    sessions: Sessions,
+    instance: String,
+    admin: SocketAddr,
+    node_name: String,
     log_level: String,
     env: BTreeMap<String, String>,
     ca_file: Option<PathBuf>,
@@ -51,6 +74,10 @@ impl Default for AgentOptions {
         ];
         Self {
             trust: Trust::default(),
+            sessions: Sessions::default(),
+            instance: "agent".to_owned(),
+            admin: ADMIN,
+            node_name: NODE_NAME.to_owned(),
             log_level: "trace".to_owned(),
             env: env.map(|(name, value)| (name.to_owned(), value)).into(),
             ca_file: None,
@@ -60,6 +87,35 @@ impl Default for AgentOptions {
 }
 
 impl AgentOptions {
+    /// An agent that has its sessions from the cluster, as the DaemonSet's pod `understudy/agent-box`.
+    #[must_use]
+    pub fn cluster() -> Self {
+        let options = Self {
+            sessions: Sessions::Cluster,
+            ..Self::default()
+        };
+        options
+            .env("POD_NAMESPACE", AGENT_NAMESPACE)
+            .env("POD_NAME", "agent-box")
+    }
+
+    /// Another agent beside the first, which has its own files, its own log and its own admin address: the port after
+    /// the first's for 1, and so on. The pins, and the directory in which agents meet, are the node's.
+    #[must_use]
+    pub fn beside(mut self, number: u16) -> Self {
+        self.instance = format!("agent-{number}");
+        self.admin.set_port(ADMIN.port().saturating_add(number));
+        let name = format!("agent-{}-{number}", self.node_name);
+        self.env("POD_NAME", &name)
+    }
+
+    /// The name of the node that it is told it runs on.
+    #[must_use]
+    pub fn node_name(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.node_name);
+        self
+    }
+
     /// Chooses where its certificate comes from.
     #[must_use]
     pub fn trust(mut self, trust: Trust) -> Self {
@@ -133,7 +189,8 @@ impl Agent {
     /// # Errors
     /// It isn't built, or couldn't be started.
     pub fn launch(node: &Node, options: AgentOptions) -> Result<Self> {
-        let files = files(node);
+        let files = files(node, &options);
+        fs::create_dir_all(&files).with_context(|| format!("making {}", files.display()))?;
         if !files.join("token").exists() {
             fs::write(files.join("token"), &node.accounts().agent.token)?;
         }
@@ -170,15 +227,20 @@ impl Agent {
     }
 
     fn command(node: &Node, options: &AgentOptions) -> Result<Command> {
-        let files = files(node);
-        let command = understudy(node, options)?
-            .arg("agent")
-            .arg("--sessions")
-            .arg(node.sessions().path());
+        let files = files(node, options);
+        let command = understudy(node, options)?.arg("agent");
         let mut command = with_cluster(with_kernel(command, node), node, options);
         command = command.arg("--audit-log").arg(files.join("audit.jsonl"));
-        for address in API_SERVER {
-            command = command.arg("--api-address").arg(address.to_string());
+        command = command.arg("--admin-address").arg(options.admin.to_string());
+        match options.sessions {
+            Sessions::Files => {
+                command = command.arg("--sessions").arg(node.sessions().path());
+                for address in API_SERVER {
+                    command = command.arg("--api-address").arg(address.to_string());
+                }
+            }
+            // The addresses are the cluster's to tell.
+            Sessions::Cluster => command = command.arg("--run-dir").arg(node.run_dir()),
         }
         command = match options.trust {
             Trust::Files => {
@@ -189,11 +251,17 @@ impl Agent {
                     .arg("--tls-key")
                     .arg(key)
             }
+            Trust::ClusterSigned => command.args(["--trust", "cluster-signed"]),
+            Trust::OwnCa if options.sessions == Sessions::Cluster => {
+                command.args(["--trust", "own-ca", "--trust-secret", TRUST_SECRET])
+            }
             Trust::OwnCa => command
                 .args(["--trust", "own-ca", "--trust-dir"])
                 .arg(files.join("trust")),
         };
-        Ok(command.args(["--node-name", "box"]).args(&options.arguments))
+        Ok(command
+            .args(["--node-name", &options.node_name])
+            .args(&options.arguments))
     }
 
     /// Kills it with SIGKILL and waits until it is gone.
@@ -235,7 +303,7 @@ impl Agent {
     /// # Errors
     /// The file can't be written.
     pub fn rotate_token(&self, token: &str) -> Result<()> {
-        session::replace(&files(&self.node).join("token"), token)
+        session::replace(&files(&self.node, &self.options).join("token"), token)
     }
 
     /// Puts its own CA into the ca.crt of `pods`, as the published bundle would.
@@ -243,7 +311,7 @@ impl Agent {
     /// # Errors
     /// It has written none.
     pub fn publish_ca<'a>(&self, pods: impl IntoIterator<Item = &'a super::Pod>) -> Result<()> {
-        let file = files(&self.node).join("trust/ca.crt");
+        let file = files(&self.node, &self.options).join("trust/ca.crt");
         let certificate = fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
         pods.into_iter().try_for_each(|pod| pod.trust_also(&certificate))
     }
@@ -251,7 +319,7 @@ impl Agent {
     /// Everything it has logged, over restarts.
     #[must_use]
     pub fn log(&self) -> String {
-        fs::read(files(&self.node).join("log"))
+        fs::read(files(&self.node, &self.options).join("log"))
             .map_or_else(|_| String::new(), |log| String::from_utf8_lossy(&log).into_owned())
     }
 
@@ -260,7 +328,7 @@ impl Agent {
     /// # Errors
     /// A line is no audit event.
     pub fn audit(&self) -> Result<Vec<AuditEvent>> {
-        audit::read(&files(&self.node).join("audit.jsonl"))
+        audit::read(&files(&self.node, &self.options).join("audit.jsonl"))
     }
 
     /// Its metrics now.
@@ -297,7 +365,7 @@ impl Agent {
     }
 
     async fn admin(&self, path: &str) -> Result<String> {
-        let url = format!("http://127.0.0.1:9902/{path}");
+        let url = format!("http://{}/{path}", self.options.admin);
         self.node
             .command(binaries::probe()?)?
             .args(["get", &url])
@@ -306,10 +374,11 @@ impl Agent {
     }
 
     async fn ready(mut self) -> Result<Self> {
-        let asking =
-            self.node
-                .command(binaries::probe()?)?
-                .args(["get", "http://127.0.0.1:9902/readyz", "--wait", "30"]);
+        let url = format!("http://{}/readyz", self.options.admin);
+        let asking = self
+            .node
+            .command(binaries::probe()?)?
+            .args(["get", &url, "--wait", "30"]);
         tokio::select! {
             answer = asking.output() => match answer.and_then(super::Output::success) {
                 Ok(_) => Ok(self),
@@ -354,13 +423,13 @@ fn with_cluster(command: Command, node: &Node, options: &AgentOptions) -> Comman
     let ca_file = options.ca_file.clone().unwrap_or_else(|| node.cluster_ca_file());
     command
         .arg("--token-file")
-        .arg(files(node).join("token"))
+        .arg(files(node, options).join("token"))
         .arg("--ca-file")
         .arg(ca_file)
 }
 
-fn files(node: &Node) -> PathBuf {
-    Path::new(node.directory()).join("agent")
+fn files(node: &Node, options: &AgentOptions) -> PathBuf {
+    Path::new(node.directory()).join(&options.instance)
 }
 
 fn tail(log: &str) -> String {

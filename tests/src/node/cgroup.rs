@@ -25,7 +25,7 @@ pub(crate) struct Cgroup {
 
 impl Cgroup {
     pub(crate) fn create(path: PathBuf) -> Result<Self> {
-        fs::create_dir_all(&path).with_context(|| format!("cannot make the cgroup {}", path.display()))?;
+        Self::make(&path)?;
         Ok(Self { path })
     }
 
@@ -33,10 +33,15 @@ impl Cgroup {
         &self.path
     }
 
+    /// Makes a cgroup that lies in another's care.
+    pub(crate) fn make(path: &Path) -> Result<()> {
+        fs::create_dir_all(path).with_context(|| format!("cannot make the cgroup {}", path.display()))
+    }
+
     /// A cgroup below this one, which goes when this one does.
     pub(crate) fn child(&self, name: &str) -> Result<PathBuf> {
         let path = self.path.join(name);
-        fs::create_dir_all(&path).with_context(|| format!("cannot make the cgroup {}", path.display()))?;
+        Self::make(&path)?;
         Ok(path)
     }
 }

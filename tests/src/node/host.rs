@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result};
 use tempfile::TempDir;
 
 use super::{
-    Accounts, CertificateAuthority, Command, Pod, PodSpec, SessionsDir,
+    Accounts, CertificateAuthority, Command, Pod, PodSpec, PreparedPod, SessionsDir,
     cgroup::Cgroup,
     command::Place,
     mounts::{self, BpfFs},
@@ -88,7 +88,19 @@ impl Node {
     /// # Errors
     /// A namespace or cgroup couldn't be made.
     pub fn pod(&self, spec: PodSpec) -> Result<Pod> {
-        Pod::new(Arc::clone(&self.inner), spec)
+        self.prepare_pod(spec)?.appear()
+    }
+
+    /// Makes all of a pod but its cgroups, so that what follows their appearance can be timed.
+    ///
+    /// # Errors
+    /// A namespace or file couldn't be made.
+    pub fn prepare_pod(&self, spec: PodSpec) -> Result<PreparedPod> {
+        PreparedPod::new(Arc::clone(&self.inner), spec)
+    }
+
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
+        &self.inner
     }
 
     /// The session files that the agent reads.
@@ -125,6 +137,12 @@ impl Node {
     #[must_use]
     pub fn pin_dir(&self) -> PathBuf {
         self.inner.pins.path().join("understudy")
+    }
+
+    /// The directory in which agents of the node meet; they make it.
+    #[must_use]
+    pub fn run_dir(&self) -> PathBuf {
+        self.inner.directory.path().join("run")
     }
 
     /// Where the box's files are.

@@ -49,6 +49,11 @@ impl CertificateAuthority {
         self.issuer.as_ref().pem()
     }
 
+    /// Its own key, PEM, for the cluster's signer.
+    pub(crate) fn key(&self) -> String {
+        self.issuer.key().serialize_pem()
+    }
+
     /// A serving certificate for every name and address of the API server.
     ///
     /// # Errors

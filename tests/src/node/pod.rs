@@ -6,63 +6,22 @@ use std::{
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
     process::{Child, Stdio},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
 };
 
 use anyhow::{Context as _, Result, bail};
 use uuid::Uuid;
 
 use super::{
-    Command, Family, Output, binaries,
-    cgroup::Cgroup,
+    Command, Family, Output, PodSpec, binaries,
+    cgroup::{self, Cgroup},
     command::Place,
     host::Inner,
+    layout::container_id,
     netns::Netns,
     network::{SERVICE_V4, SERVICE_V6},
 };
-
-/// What a pod is asked to be.
-#[derive(Debug, Clone)]
-pub struct PodSpec {
-    name: String,
-    family: Family,
-    host_network: bool,
-    token: Option<String>,
-}
-
-impl PodSpec {
-    /// A pod of that name with a network of its own, IPv4 first, under the powerless account.
-    #[must_use]
-    pub fn named(name: &str) -> Self {
-        Self {
-            name: name.to_owned(),
-            family: Family::V4,
-            host_network: false,
-            token: None,
-        }
-    }
-
-    /// Which ClusterIP its environment and hosts file speak of.
-    #[must_use]
-    pub fn family(mut self, family: Family) -> Self {
-        self.family = family;
-        self
-    }
-
-    /// Shares the node's network namespace, as `hostNetwork: true` does.
-    #[must_use]
-    pub fn host_network(mut self) -> Self {
-        self.host_network = true;
-        self
-    }
-
-    /// Holds this token in place of the powerless account's.
-    #[must_use]
-    pub fn token(mut self, token: &str) -> Self {
-        self.token = Some(token.to_owned());
-        self
-    }
-}
 
 /// A pod on the node. Its processes die with it.
 #[derive(Debug, Clone)]
@@ -75,8 +34,11 @@ pub struct Pod {
 struct Sandbox {
     cgroup: Cgroup,
     own_network: Option<Netns>,
-    container: PathBuf,
+    /// The cgroup of its one container, made anew where that restarts.
+    container: Mutex<PathBuf>,
     cgroup_in_sessions: PathBuf,
+    uid: Uuid,
+    appeared: Instant,
     files: PathBuf,
     token: String,
     spec: PodSpec,
@@ -118,12 +80,20 @@ impl Drop for Pause {
     }
 }
 
-impl Pod {
+/// A pod of which all is made but the cgroups: what kubelet does before the runtime starts the sandbox.
+#[derive(Debug)]
+pub struct PreparedPod {
+    own_network: Option<Netns>,
+    uid: Uuid,
+    files: PathBuf,
+    token: String,
+    spec: PodSpec,
+    inner: Arc<Inner>,
+}
+
+impl PreparedPod {
     pub(crate) fn new(inner: Arc<Inner>, spec: PodSpec) -> Result<Self> {
-        let uid = Uuid::new_v4();
-        let cgroup_in_sessions = PathBuf::from(format!("kubepods/burstable/pod{uid}"));
-        let cgroup = Cgroup::create(inner.cgroups().path().join(&cgroup_in_sessions))?;
-        let container = cgroup.child(&format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple()))?;
+        let uid = spec.uid.unwrap_or_else(Uuid::new_v4);
         let own_network = if spec.host_network {
             None
         } else {
@@ -135,29 +105,88 @@ impl Pod {
             .clone()
             .unwrap_or_else(|| inner.accounts().powerless.token.clone());
         write_files(&files, &spec, &token, &inner.cluster_ca().certificate())?;
+        Ok(Self {
+            own_network,
+            uid,
+            files,
+            token,
+            spec,
+            inner,
+        })
+    }
+
+    /// Makes its cgroups and starts its sandbox in them.
+    ///
+    /// # Errors
+    /// A cgroup couldn't be made, or the sandbox didn't start.
+    pub fn appear(self) -> Result<Pod> {
+        let Self {
+            own_network,
+            uid,
+            files,
+            token,
+            spec,
+            inner,
+        } = self;
+        let cgroup_in_sessions = spec.layout.pod(uid, spec.qos);
+        let container = |cgroup: &Cgroup| cgroup.child(&spec.layout.container(&container_id()));
+        let appeared = Instant::now();
+        let cgroup = Cgroup::create(inner.cgroups().path().join(&cgroup_in_sessions))?;
+        let pause = container(&cgroup)?;
         let mut sandbox = Sandbox {
+            container: Mutex::new(pause.clone()),
             cgroup,
             own_network,
-            container,
             cgroup_in_sessions,
+            uid,
+            appeared,
             files,
             token,
             spec,
             pause: None,
             inner,
         };
-        let mut place = sandbox.place(sandbox.network());
-        place.cgroup = sandbox.cgroup.child("pause")?;
+        let place = sandbox.place(sandbox.network());
         sandbox.pause = Some(Pause::start(Command::new(place, "sh"))?);
-        Ok(Self {
+        sandbox.new_container()?;
+        Ok(Pod {
             sandbox: Arc::new(sandbox),
         })
     }
+}
 
+impl Pod {
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.sandbox.spec.name
+    }
+
+    /// Its UID.
+    #[must_use]
+    pub fn uid(&self) -> Uuid {
+        self.sandbox.uid
+    }
+
+    /// What it was asked to be.
+    #[must_use]
+    pub fn spec(&self) -> &PodSpec {
+        &self.sandbox.spec
+    }
+
+    /// The time before its cgroup was made.
+    #[must_use]
+    pub fn appeared(&self) -> Instant {
+        self.sandbox.appeared
+    }
+
+    /// Kills what runs in its container and gives it another in the same sandbox, as kubelet does when one ends.
+    ///
+    /// # Errors
+    /// The cgroups couldn't be removed or made.
+    pub fn restart_container(&self) -> Result<()> {
+        cgroup::destroy(&self.sandbox.container())?;
+        self.sandbox.new_container()
     }
 
     /// Its own service account token, which it holds and which must grant it nothing.
@@ -217,6 +246,16 @@ impl Pod {
 }
 
 impl Sandbox {
+    fn container(&self) -> PathBuf {
+        self.container.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn new_container(&self) -> Result<()> {
+        let name = self.spec.layout.container(&container_id());
+        *self.container.lock().unwrap_or_else(PoisonError::into_inner) = self.cgroup.child(&name)?;
+        Ok(())
+    }
+
     fn network(&self) -> &Netns {
         self.own_network.as_ref().unwrap_or_else(|| self.inner.node())
     }
@@ -230,7 +269,7 @@ impl Sandbox {
             ("KUBERNETES_SERVICE_PORT_HTTPS", service.port().to_string()),
         ];
         Place {
-            cgroup: self.container.clone(),
+            cgroup: self.container(),
             netns: network.path(),
             view: Some(self.files.clone()),
             home: self.files.join("home"),
@@ -249,7 +288,7 @@ fn write_files(files: &Path, spec: &PodSpec, token: &str, ca: &str) -> Result<()
         fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
     }
     fs::write(account.join("token"), token)?;
-    fs::write(account.join("namespace"), "default")?;
+    fs::write(account.join("namespace"), &spec.namespace)?;
     fs::write(account.join("ca.crt"), ca)?;
     let (first, second) = match spec.family {
         Family::V4 => (SERVICE_V4.ip(), SERVICE_V6.ip()),

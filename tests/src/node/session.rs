@@ -70,6 +70,29 @@ impl Session {
         self
     }
 
+    /// Its namespace.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// Its name there.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The resource, which names no pods: they name it.
+    #[must_use]
+    pub fn to_object(&self) -> Value {
+        json!({
+            "apiVersion": "understudy.dev/v1alpha1",
+            "kind": "Session",
+            "metadata": {"namespace": self.namespace, "name": self.name},
+            "spec": self.spec,
+        })
+    }
+
     /// `namespace/name`.
     #[must_use]
     pub fn id(&self) -> String {

@@ -7,6 +7,7 @@
     reason = "a test fails where it panics, in its helpers too"
 )]
 
+mod both;
 mod client;
 mod faults;
 mod http_rules;

@@ -3,6 +3,7 @@
 
 mod addresses;
 mod clients;
+mod cluster;
 mod hold;
 mod load;
 mod node_in_a_box;
@@ -10,4 +11,5 @@ mod refusals;
 mod secrets;
 mod sessions;
 mod streams;
+mod upgrade;
 mod world;

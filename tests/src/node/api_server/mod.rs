@@ -1,6 +1,9 @@
 //! The API server in the box: the test program, or a real one where `KUBEBUILDER_ASSETS` names it. Both hold the same
 //! scene, and both tell what they saw.
 
+mod objects;
+mod options;
+mod outage;
 mod real;
 mod scene;
 mod seen;
@@ -10,11 +13,11 @@ use std::{fs, path::PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
-use self::{real::RealServer, test_program::TestServer};
 pub use self::{
+    options::{ServerOptions, TestServerOptions},
     seen::{Mark, SeenRequest},
-    test_program::TestServerOptions,
 };
+use self::{real::RealServer, test_program::TestServer};
 use super::{Command, Node, binaries, network::ENDPOINT_V4};
 use crate::apiserver::Control;
 
@@ -37,17 +40,28 @@ impl ApiServer {
     /// # Errors
     /// It isn't there, or doesn't become ready; the error holds the end of its log.
     pub async fn start(node: &Node) -> Result<Self> {
+        Self::start_with(node, &ServerOptions::default()).await
+    }
+
+    /// As [`ApiServer::start`], as asked.
+    ///
+    /// # Errors
+    /// As [`ApiServer::start`].
+    pub async fn start_with(node: &Node, options: &ServerOptions) -> Result<Self> {
         match binaries::kubebuilder_assets() {
             Some(assets) => {
-                let kind = Kind::Real(Box::new(RealServer::launch(node, &assets)?));
-                let server = Self {
+                let kind = Kind::Real(Box::new(RealServer::launch(node, &assets, options)?));
+                let mut server = Self {
                     node: node.clone(),
                     kind,
                 };
                 server.set_scene().await?;
+                if let Kind::Real(real) = &mut server.kind {
+                    real.start_signer()?;
+                }
                 Ok(server)
             }
-            None => Self::start_test_program(node, &TestServerOptions::default()).await,
+            None => Self::start_test_program(node, options).await,
         }
     }
 
@@ -123,20 +137,29 @@ impl ApiServer {
         }
     }
 
-    async fn set_scene(&self) -> Result<()> {
-        let ready = async || {
+    async fn ready(&self) -> Result<()> {
+        let asked = async || {
             let answer = self.admin(["get", "--raw=/readyz"])?.output().await?;
             Ok(answer.succeeded().then_some(()))
         };
-        if let Err(error) = super::eventually("the API server is ready", ready).await {
-            return Err(error.context(self.log_tail()));
-        }
+        let answered = super::eventually("the API server is ready", asked).await;
+        answered.map_err(|error| error.context(self.log_tail()))
+    }
+
+    async fn set_scene(&self) -> Result<()> {
+        self.ready().await?;
         let objects = match self.kind {
             Kind::Test(_) => scene::objects(),
             Kind::Real(_) => format!("{}---\n{}", scene::objects(), scene::rbac()),
         };
         let created = self.admin(["create", "-f", "-"])?.stdin(objects).stdout().await;
-        created.map(drop).context("setting the scene in the API server")
+        created.context("setting the scene in the API server")?;
+        // A real server makes its own service, after it is ready.
+        super::eventually("the API server's service has both its addresses", async || {
+            Ok(self.apply(&scene::service()).await.ok())
+        })
+        .await
+        .map(drop)
     }
 
     fn log_tail(&self) -> String {
@@ -179,5 +202,7 @@ fn write_credentials(node: &Node) -> Result<()> {
     let files = files(node);
     node.cluster_ca().api_server_identity()?.write(&files)?;
     fs::write(files.join("tokens.csv"), node.accounts().token_file())?;
+    fs::write(files.join("ca.crt"), node.cluster_ca().certificate())?;
+    fs::write(files.join("ca.key"), node.cluster_ca().key())?;
     Ok(())
 }

@@ -1,14 +1,18 @@
 //! A real kube-apiserver on a real etcd, from the directory that `KUBEBUILDER_ASSETS` names. What it saw is read from
 //! its audit log.
 
-use std::{fs, path::Path, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use rcgen::KeyPair;
 use serde::Deserialize;
 use tokio::process::Child;
 
-use super::{Mark, SeenRequest, files, write_credentials};
+use super::{Mark, SeenRequest, ServerOptions, files, kubeconfig, write_credentials};
 use crate::node::{
     Node, binaries,
     network::{ENDPOINT_V4, SERVICE_V4, SERVICE_V6},
@@ -25,15 +29,20 @@ rules:
 - {level: Metadata}
 ";
 
-/// etcd, kube-apiserver, and the relay that answers on the service's own addresses.
+/// etcd, kube-apiserver, the signer, and the relay that answers on the service's own addresses.
 #[derive(Debug)]
 pub(super) struct RealServer {
     node: Node,
-    _processes: [Child; 3],
+    options: ServerOptions,
+    assets: PathBuf,
+    server: Child,
+    signer: Option<Child>,
+    /// etcd and the relay.
+    _others: [Child; 2],
 }
 
 impl RealServer {
-    pub(super) fn launch(node: &Node, assets: &Path) -> Result<Self> {
+    pub(super) fn launch(node: &Node, assets: &Path, options: &ServerOptions) -> Result<Self> {
         let files = files(node);
         write_credentials(node)?;
         let key = KeyPair::generate()?;
@@ -52,27 +61,7 @@ impl RealServer {
         ]);
         let etcd = etcd.spawn_logging_to(&files.join("etcd.log"))?;
 
-        let file = |name: &str| files.join(name).display().to_string();
-        let server = node.control_plane_command(assets.join("kube-apiserver"))?.args([
-            "--etcd-servers=http://127.0.0.1:2379".to_owned(),
-            "--bind-address=::".to_owned(),
-            format!("--secure-port={}", ENDPOINT_V4.port()),
-            format!("--advertise-address={}", ENDPOINT_V4.ip()),
-            "--endpoint-reconciler-type=none".to_owned(),
-            "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
-            format!("--tls-cert-file={}", file("tls.crt")),
-            format!("--tls-private-key-file={}", file("tls.key")),
-            format!("--token-auth-file={}", file("tokens.csv")),
-            "--authorization-mode=RBAC".to_owned(),
-            // It would ask for service account objects that only a controller makes.
-            "--disable-admission-plugins=ServiceAccount".to_owned(),
-            "--service-account-issuer=https://kubernetes.default.svc.cluster.local".to_owned(),
-            format!("--service-account-key-file={}", file("sa.pub")),
-            format!("--service-account-signing-key-file={}", file("sa.key")),
-            format!("--audit-policy-file={}", file("audit-policy.yaml")),
-            format!("--audit-log-path={}", file("audit.jsonl")),
-        ]);
-        let server = server.spawn_logging_to(&files.join("kube-apiserver.log"))?;
+        let server = serve(node, assets, options)?;
 
         let relay = node.control_plane_command(binaries::probe()?)?.args([
             "relay".to_owned(),
@@ -83,8 +72,29 @@ impl RealServer {
         let relay = relay.spawn_logging_to(&files.join("relay.log"))?;
         Ok(Self {
             node: node.clone(),
-            _processes: [etcd, server, relay],
+            options: options.clone(),
+            assets: assets.to_owned(),
+            server,
+            signer: None,
+            _others: [etcd, relay],
         })
+    }
+
+    /// Starts kube-controller-manager, where it is there, once kube-apiserver is ready: it waits for that for a few
+    /// seconds only.
+    pub(super) fn start_signer(&mut self) -> Result<()> {
+        self.signer = sign(&self.node, &self.assets, &self.options)?;
+        Ok(())
+    }
+
+    pub(super) fn process(&mut self) -> &mut Child {
+        &mut self.server
+    }
+
+    /// Starts kube-apiserver again; etcd has stayed.
+    pub(super) fn start_again(&mut self) -> Result<()> {
+        self.server = serve(&self.node, &self.assets, &self.options)?;
+        Ok(())
     }
 
     pub(super) fn mark(&self) -> Result<Mark> {
@@ -124,6 +134,56 @@ impl RealServer {
     fn log(&self) -> Result<String> {
         fs::read_to_string(files(&self.node).join("audit.jsonl")).context("reading kube-apiserver's audit log")
     }
+}
+
+fn serve(node: &Node, assets: &Path, options: &ServerOptions) -> Result<Child> {
+    let files = files(node);
+    let file = |name: &str| files.join(name).display().to_string();
+    let mut command = node.control_plane_command(assets.join("kube-apiserver"))?.args([
+        "--etcd-servers=http://127.0.0.1:2379".to_owned(),
+        "--bind-address=::".to_owned(),
+        format!("--secure-port={}", ENDPOINT_V4.port()),
+        format!("--advertise-address={}", ENDPOINT_V4.ip()),
+        "--endpoint-reconciler-type=none".to_owned(),
+        "--service-cluster-ip-range=10.96.0.0/16,fd00:96::/112".to_owned(),
+        format!("--tls-cert-file={}", file("tls.crt")),
+        format!("--tls-private-key-file={}", file("tls.key")),
+        format!("--token-auth-file={}", file("tokens.csv")),
+        "--authorization-mode=RBAC".to_owned(),
+        "--service-account-issuer=https://kubernetes.default.svc.cluster.local".to_owned(),
+        format!("--service-account-key-file={}", file("sa.pub")),
+        format!("--service-account-signing-key-file={}", file("sa.key")),
+        format!("--audit-policy-file={}", file("audit-policy.yaml")),
+        format!("--audit-log-path={}", file("audit.jsonl")),
+    ]);
+    if !options.service_account_admission {
+        // It would ask for service account objects that only a controller makes.
+        command = command.arg("--disable-admission-plugins=ServiceAccount");
+    }
+    command.spawn_logging_to(&files.join("kube-apiserver.log"))
+}
+
+/// kube-controller-manager as the cluster's signer and nothing else, where it is there.
+fn sign(node: &Node, assets: &Path, options: &ServerOptions) -> Result<Option<Child>> {
+    let program = assets.join("kube-controller-manager");
+    if !program.exists() {
+        return Ok(None);
+    }
+    let files = files(node);
+    let file = |name: &str| files.join(name).display().to_string();
+    let kubeconfig = kubeconfig(node)?;
+    let command = node.control_plane_command(program)?.args([
+        format!("--kubeconfig={}", kubeconfig.display()),
+        "--controllers=certificatesigningrequest-signing-controller".to_owned(),
+        format!("--cluster-signing-cert-file={}", file("ca.crt")),
+        format!("--cluster-signing-key-file={}", file("ca.key")),
+        format!("--cluster-signing-duration={}s", options.signing_seconds()),
+        "--leader-elect=false".to_owned(),
+        "--bind-address=127.0.0.1".to_owned(),
+    ]);
+    command
+        .spawn_logging_to(&files.join("kube-controller-manager.log"))
+        .map(Some)
 }
 
 #[derive(Debug, Deserialize)]

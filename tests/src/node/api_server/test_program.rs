@@ -5,64 +5,40 @@ use std::fs;
 use anyhow::Result;
 use tokio::process::Child;
 
-use super::{Mark, SeenRequest, files, scene, write_credentials};
+use super::{Mark, SeenRequest, ServerOptions, files, scene, write_credentials};
 use crate::{
     apiserver::{Control, Recorded},
     node::{Node, binaries, network::API_SERVER},
 };
 
-/// What the test program is asked to be.
-#[derive(Debug, Clone, Default)]
-pub struct TestServerOptions {
-    max_streams: Option<u32>,
-}
-
-impl TestServerOptions {
-    /// How many concurrent streams it allows on an HTTP/2 connection.
-    #[must_use]
-    pub fn max_streams(mut self, streams: u32) -> Self {
-        self.max_streams = Some(streams);
-        self
-    }
-}
-
 #[derive(Debug)]
 pub(super) struct TestServer {
+    node: Node,
+    options: ServerOptions,
     control: Control,
-    _process: Child,
+    process: Child,
 }
 
 impl TestServer {
-    pub(super) fn launch(node: &Node, options: &TestServerOptions) -> Result<Self> {
-        let files = files(node);
+    pub(super) fn launch(node: &Node, options: &ServerOptions) -> Result<Self> {
         write_credentials(node)?;
-        fs::write(files.join("rules.yaml"), scene::rules())?;
-        let control = files.join("control");
-        let mut command = node
-            .control_plane_command(binaries::apiserver()?)?
-            .arg("--control")
-            .arg(&control);
-        for (flag, name) in [
-            ("--tls-cert", "tls.crt"),
-            ("--tls-key", "tls.key"),
-            ("--token-auth-file", "tokens.csv"),
-            ("--rules", "rules.yaml"),
-        ] {
-            command = command.arg(flag).arg(files.join(name));
-        }
-        for address in API_SERVER {
-            command = command.arg("--listen").arg(address.to_string());
-        }
-        if let Some(streams) = options.max_streams {
-            command = command.arg("--max-streams").arg(streams.to_string());
-        }
-        let process = command
-            .env("RUST_LOG", "info")
-            .spawn_logging_to(&files.join("apiserver.log"))?;
+        fs::write(files(node).join("rules.yaml"), scene::rules())?;
         Ok(Self {
-            control: Control::new(control),
-            _process: process,
+            node: node.clone(),
+            options: options.clone(),
+            control: Control::new(files(node).join("control")),
+            process: spawn(node, options)?,
         })
+    }
+
+    pub(super) fn process(&mut self) -> &mut Child {
+        &mut self.process
+    }
+
+    /// Starts it again, with the objects that it had.
+    pub(super) fn start_again(&mut self) -> Result<()> {
+        self.process = spawn(&self.node, &self.options)?;
+        Ok(())
     }
 
     pub(super) fn control(&self) -> &Control {
@@ -80,6 +56,35 @@ impl TestServer {
         let new = requests.filter(|request| request.id > mark.0).map(SeenRequest::from);
         Ok(new.filter(|request| request.user != "admin").collect())
     }
+}
+
+fn spawn(node: &Node, options: &ServerOptions) -> Result<Child> {
+    let files = files(node);
+    let mut command = node.control_plane_command(binaries::apiserver()?)?;
+    for (flag, name) in [
+        ("--control", "control"),
+        ("--state", "state.json"),
+        ("--tls-cert", "tls.crt"),
+        ("--tls-key", "tls.key"),
+        ("--token-auth-file", "tokens.csv"),
+        ("--rules", "rules.yaml"),
+        ("--cluster-signing-cert-file", "ca.crt"),
+        ("--cluster-signing-key-file", "ca.key"),
+    ] {
+        command = command.arg(flag).arg(files.join(name));
+    }
+    command = command
+        .arg("--cluster-signing-duration")
+        .arg(options.signing_seconds().to_string());
+    for address in API_SERVER {
+        command = command.arg("--listen").arg(address.to_string());
+    }
+    if let Some(streams) = options.max_streams {
+        command = command.arg("--max-streams").arg(streams.to_string());
+    }
+    command
+        .env("RUST_LOG", "info")
+        .spawn_logging_to(&files.join("apiserver.log"))
 }
 
 impl From<Recorded> for SeenRequest {

@@ -1,0 +1,168 @@
+//! Whether a pod's own service account holds rights. Interception grants, it doesn't confine: a connection that isn't
+//! intercepted goes out as the pod itself, and should then be powerless. Where it wouldn't be, an Event says so.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
+use kube::{Api, api::PostParams};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
+
+use super::{
+    events::{Events, Notice},
+    jitter,
+    pods::TaggedPod,
+    watch::Seen,
+};
+
+/// Answers for one service account are used again for so long.
+const REMEMBERED: Duration = Duration::from_mins(10);
+/// Between two reviews: nothing waits for them.
+const PACE: Duration = Duration::from_millis(200);
+/// An agent that starts asks about the pods it finds at some moment of this.
+const START: Duration = Duration::from_secs(30);
+/// How long the API server may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The questions, and what a yes is called: verb, group, resource.
+const QUESTIONS: [(&str, &str, &str, &str); 3] = [
+    ("*", "*", "*", "do anything"),
+    ("list", "", "secrets", "list secrets"),
+    ("create", "", "pods", "create pods"),
+];
+
+/// A service account's namespace and name.
+type Account = (String, String);
+
+/// Looks at each pod once, until the pods aren't followed any more.
+pub async fn tell_rights(client: kube::Client, mut pods: watch::Receiver<Seen<Arc<TaggedPod>>>, events: Events) {
+    let mut looked: BTreeSet<String> = BTreeSet::new();
+    let mut known: HashMap<Account, (Instant, Vec<&'static str>)> = HashMap::new();
+    sleep(jitter(START)).await;
+    loop {
+        let objects = pods.borrow_and_update().objects.clone().unwrap_or_default();
+        looked.retain(|uid| objects.values().any(|pod| pod.uid == *uid));
+        known.retain(|_, (at, _)| at.elapsed() < REMEMBERED);
+        for pod in objects.values().filter(|pod| !pod.is_over) {
+            if !looked.insert(pod.uid.clone()) {
+                continue;
+            }
+            let account = (pod.key.namespace.clone(), pod.service_account.clone());
+            let rights = match known.get(&account) {
+                Some((_, rights)) => rights.clone(),
+                None => {
+                    sleep(PACE).await;
+                    match timeout(PATIENCE, review(&client, &account)).await {
+                        Ok(Ok(rights)) => {
+                            known.insert(account, (Instant::now(), rights.clone()));
+                            rights
+                        }
+                        Ok(Err(error)) => {
+                            tracing::warn!(%error, pod = %pod.key, "whether the pod's own account holds rights can't be told");
+                            continue;
+                        }
+                        Err(_) => continue,
+                    }
+                }
+            };
+            if let Some(notice) = notice(pod, &rights) {
+                events.tell(notice);
+            }
+        }
+        if pods.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn notice(pod: &TaggedPod, rights: &[&str]) -> Option<Notice> {
+    if rights.is_empty() {
+        return None;
+    }
+    Some(Notice {
+        regarding: pod.reference(),
+        is_warning: true,
+        reason: "OwnRights",
+        action: "Review",
+        note: format!(
+            "Its own service account {} may {}. A Session grants, it doesn't confine: what isn't intercepted acts with these \
+             rights. Give the pod an account without any.",
+            pod.service_account,
+            rights.join(", ")
+        ),
+    })
+}
+
+/// What the account may do of the telling things.
+async fn review(client: &kube::Client, (namespace, name): &Account) -> Result<Vec<&'static str>, kube::Error> {
+    let reviews: Api<SubjectAccessReview> = Api::all(client.clone());
+    let mut rights = Vec::new();
+    for (verb, group, resource, called) in QUESTIONS {
+        let review = SubjectAccessReview {
+            spec: SubjectAccessReviewSpec {
+                user: Some(format!("system:serviceaccount:{namespace}:{name}")),
+                groups: Some(vec![
+                    "system:serviceaccounts".to_owned(),
+                    format!("system:serviceaccounts:{namespace}"),
+                    "system:authenticated".to_owned(),
+                ]),
+                resource_attributes: Some(ResourceAttributes {
+                    namespace: Some(namespace.clone()),
+                    verb: Some(verb.to_owned()),
+                    group: Some(group.to_owned()),
+                    resource: Some(resource.to_owned()),
+                    ..ResourceAttributes::default()
+                }),
+                ..SubjectAccessReviewSpec::default()
+            },
+            ..SubjectAccessReview::default()
+        };
+        let answer = reviews.create(&PostParams::default(), &review).await?;
+        if answer.status.is_some_and(|status| status.allowed) {
+            rights.push(called);
+            // Nothing is left to ask of one who may do anything.
+            if verb == "*" {
+                break;
+            }
+        }
+    }
+    Ok(rights)
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Method;
+    use serde_json::json;
+
+    use super::*;
+    use crate::cluster::mock::{Answer, Mock};
+
+    #[tokio::test(start_paused = true)]
+    async fn an_account_is_asked_about_once_and_its_rights_are_told() {
+        let mock = Mock::new(|request| {
+            assert_eq!(request.method, Method::POST);
+            let mut review = request.body.clone();
+            let asked = &review["spec"]["resourceAttributes"]["resource"];
+            review["status"] = json!({"allowed": asked == "secrets"});
+            Answer::json(201, review)
+        });
+        let account = ("a".to_owned(), "runner".to_owned());
+        assert_eq!(review(&mock.client(), &account).await.unwrap(), ["list secrets"]);
+        let asked = mock.seen();
+        assert_eq!(asked.len(), 3);
+        assert_eq!(asked[0].body["spec"]["user"], "system:serviceaccount:a:runner");
+
+        let object =
+            json!({"metadata": {"name": "p", "namespace": "a", "uid": "u"}, "spec": {"serviceAccountName": "runner"}});
+        let pod = TaggedPod::read(&serde_json::from_value(object).unwrap());
+        let told = notice(&pod, &["list secrets"]).unwrap();
+        assert!(told.note.contains("runner may list secrets"), "{}", told.note);
+        assert!(notice(&pod, &[]).is_none());
+    }
+}

@@ -1,0 +1,212 @@
+//! The `Session` custom resource, as the API server knows it: its schema with the rules that the API server itself
+//! holds to, its columns, and its status.
+//!
+//! The agent reads a Session's `spec` with [`SessionSpec::of_resource`](super::spec::SessionSpec::of_resource), not
+//! with the types here: one object that doesn't fit must be reported on itself and must not keep the others from being
+//! read. These types are what the schema is made from, and what is written to `status`.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Who the pods of this namespace that carry the label `understudy.dev/session: <name>` act as, until when, and how.
+#[derive(CustomResource, Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "understudy.dev",
+    version = "v1alpha1",
+    kind = "Session",
+    plural = "sessions",
+    namespaced,
+    status = "SessionStatus",
+    category = "understudy",
+    doc = "Who the pods of this namespace that carry the label understudy.dev/session: <name> act as, until when, and how.",
+    printcolumn = r#"{"name": "Method", "type": "string", "jsonPath": ".spec.authMethod"}"#,
+    printcolumn = r#"{"name": "Acts as", "type": "string", "jsonPath": ".status.actsAs"}"#,
+    printcolumn = r#"{"name": "Expires", "type": "date", "jsonPath": ".status.expiresAt"}"#,
+    printcolumn = r#"{"name": "Phase", "type": "string", "jsonPath": ".status.phase"}"#,
+    printcolumn = r#"{"name": "Pods", "type": "integer", "jsonPath": ".status.pods"}"#,
+    printcolumn = r#"{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}"#
+)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionResourceSpec {
+    /// How it authenticates: service-account-token (also when empty) sends the token of tokenSecretRef;
+    /// gateway-kubernetes-auth sends the agent's own token and impersonates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth_method: Option<AuthMethodName>,
+    /// Whom gateway-kubernetes-auth impersonates: a service account, or a user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub impersonate: Option<Impersonate>,
+    /// The Secret, in the Session's namespace, that holds the bearer token of service-account-token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_secret_ref: Option<SecretKeyRef>,
+    /// The server of service-account-token, where it isn't this cluster's API server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<Server>,
+    /// When it ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Time>,
+    /// How long after its creation it ends, such as 1h30m.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<String>,
+    /// How long it may go unused before it ends, such as 15m.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_timeout: Option<String>,
+    /// Requests that are refused. Where it is absent: create serviceaccounts/token, which would make a credential
+    /// that outlives the session. An empty list refuses none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refuse: Option<Vec<RequestRule>>,
+    /// Whether the API server is told the session's name, as the user's extra session.understudy.dev. The agent needs
+    /// the right to impersonate it. Goes with gateway-kubernetes-auth.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tell_session: Option<bool>,
+}
+
+/// The methods' names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum AuthMethodName {
+    /// The same as service-account-token.
+    #[serde(rename = "")]
+    Default,
+    /// The token of tokenSecretRef.
+    ServiceAccountToken,
+    /// The agent's own token, impersonating.
+    GatewayKubernetesAuth,
+}
+
+/// Whom to impersonate: namespace and serviceAccountName, or user and what goes with it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Impersonate {
+    /// The service account's namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// The service account's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_account_name: Option<String>,
+    /// The user's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// The user's groups.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<String>,
+    /// The user's UID.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
+    /// The user's extra values.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub extra: BTreeMap<String, Vec<String>>,
+}
+
+/// A key of a Secret in the Session's namespace.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretKeyRef {
+    /// The Secret's name.
+    pub name: String,
+    /// The key in its data; "token" where it isn't said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+}
+
+/// A server of the session's own.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Server {
+    /// https://host:port
+    pub url: String,
+    /// The CA certificates that vouch for it, PEM. The cluster's own where there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_bundle: Option<String>,
+    /// The name that its certificate carries, where that isn't the URL's host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_name: Option<String>,
+    /// Go without verifying the server. Agents refuse the Session unless they were started with
+    /// --allow-insecure-servers.
+    #[serde(default, skip_serializing_if = "Option::is_none", rename = "insecureSkipTLSVerify")]
+    pub insecure_skip_tls_verify: Option<bool>,
+}
+
+/// Requests, described as an RBAC rule describes them. "*" stands for anything; a list that is absent as well, save
+/// for verbs and resources.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RequestRule {
+    /// get, list, watch, create, update, patch, delete, deletecollection, or "*".
+    pub verbs: Vec<String>,
+    /// API groups; "" is the core group.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub api_groups: Vec<String>,
+    /// Resources, or resource/subresource.
+    pub resources: Vec<String>,
+    /// Namespaces.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub namespaces: Vec<String>,
+    /// Objects' names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub resource_names: Vec<String>,
+}
+
+/// What agents report. Each node has its own entry; what stands above them is the sum.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionStatus {
+    /// Active, Expired, Idle or Refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<String>,
+    /// Whom it acts as, where it impersonates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acts_as: Option<String>,
+    /// When it ends, from expiresAt or ttl.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Time>,
+    /// Pods enrolled under it, on all nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pods: Option<i64>,
+    /// The generation that the phase and the conditions speak of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Accepted, Ready, Expired.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+    /// An entry for each node that has pods of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["node"]))]
+    pub nodes: Vec<NodeStatus>,
+}
+
+/// What the agent of one node reports.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeStatus {
+    /// The node.
+    pub node: String,
+    /// How the session stands there: Active, Expired, Idle or Refused. Idle time is counted on each node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<String>,
+    /// Pods enrolled there.
+    #[serde(default)]
+    pub pods: i64,
+    /// Pods there that can't be enrolled, or not yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<i64>,
+    /// Requests and streams open there.
+    #[serde(default)]
+    pub connections: i64,
+    /// When a request last came there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_used: Option<Time>,
+}
+
+impl NodeStatus {
+    /// When a request last came there.
+    #[must_use]
+    pub fn last_used(&self) -> Option<Timestamp> {
+        self.last_used.as_ref().map(|time| time.0)
+    }
+}
