@@ -52,8 +52,9 @@ pub async fn run(command: Command) -> anyhow::Result<ExitCode> {
 /// Starts the log on standard error; its level is set by `RUST_LOG`, `info` where that says nothing.
 pub fn start_logging(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    // kube's client logs an answer that it can't read as a whole, and that may be a Secret (invariant 3).
-    let filter = ["kube_client=off", "kube_client::client=off"]
+    // kube's client logs an answer that it can't read as a whole, and that may be a Secret (invariant 3). What else kube
+    // has to say of a watch, we say.
+    let filter = ["kube_client=off", "kube_client::client=off", "kube_runtime=off"]
         .iter()
         .filter_map(|directive| directive.parse().ok())
         .fold(filter, EnvFilter::add_directive);

@@ -21,7 +21,8 @@ use tokio::{
 use super::{ObjectKey, jitter};
 use crate::metrics::{Metrics, Watched};
 
-/// The agents of a cluster that starts as a whole spread their first lists over so long. Short: pods wait.
+/// The agents of a cluster that starts as a whole spread their first lists over so long. Short: pods wait. What is
+/// followed later is so for a reason of its node's own.
 const START: Duration = Duration::from_millis(250);
 /// How long the server may leave a watch open. It ends it, and it is resumed where it was.
 const WATCH_SECONDS: u32 = 290;
@@ -90,7 +91,9 @@ pub fn follow<T: Clone + Send + Sync + 'static>(
     let (publish, seen) = watch::channel(Seen::default());
     let health = metrics.watch(query.what);
     tokio::spawn(async move {
-        sleep(jitter(START)).await;
+        if query.what.is_followed_from_the_start() {
+            sleep(jitter(START)).await;
+        }
         let api: Api<DynamicObject> = match &query.namespace {
             Some(namespace) => Api::namespaced_with(client, namespace, &query.resource),
             None => Api::all_with(client, &query.resource),

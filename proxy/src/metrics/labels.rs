@@ -35,6 +35,12 @@ pub enum Watched {
 }
 
 impl Watched {
+    /// Whether every agent begins to follow it as it starts.
+    #[must_use]
+    pub fn is_followed_from_the_start(self) -> bool {
+        matches!(self, Self::Pods | Self::Service | Self::EndpointSlices)
+    }
+
     /// In logs and labels.
     #[must_use]
     pub fn name(self) -> &'static str {
