@@ -7,7 +7,10 @@ mod outfit;
 mod report;
 mod source;
 
-use std::{io, process::ExitCode};
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
 
 use anyhow::Context;
 use nix::sys::{
@@ -21,7 +24,7 @@ use self::agent::Agent;
 use crate::{
     check,
     cli::{AgentOptions, CheckOptions, Command, LogFormat, Output},
-    gate, handover, kernel,
+    gate, handover, kernel, sessions,
 };
 
 /// Runs a command to its end.
@@ -32,6 +35,10 @@ pub async fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Agent(options) => run_agent(*options).await.map(|()| ExitCode::SUCCESS),
         Command::Check(options) => run_check(&options).await,
+        Command::Crd => {
+            io::stdout().write_all(sessions::resource::definition()?.as_bytes())?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Uninstall { pin_dir, run_dir, stay } => {
             let signals = Signals::new()?;
             kernel::uninstall(&pin_dir)?;

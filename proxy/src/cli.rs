@@ -42,6 +42,8 @@ pub enum Command {
     Agent(Box<AgentOptions>),
     /// Says line by line whether this node can run the agent, and what to do where it can't.
     Check(Box<CheckOptions>),
+    /// Prints the definition of the Session resource as YAML, for `kubectl apply -f -`.
+    Crd,
     /// Removes everything that agents left on the node: programs, links, maps, pins, and the hand-over socket.
     Uninstall {
         /// Where they are pinned.

@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
     str::{self, FromStr},
     sync::Arc,
+    time::Duration,
 };
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -169,6 +170,9 @@ fn jwt_expiry(token: &str) -> Option<Timestamp> {
     Some(Timestamp::from_duration(exp).unwrap_or(Timestamp::MAX))
 }
 
+/// How long whoever follows a token file waits for its first reading.
+const FIRST_READING: Duration = Duration::from_millis(500);
+
 /// A token in a file that is re-read as it is rotated.
 ///
 /// While re-reading fails, the last good token is used until it expires, or for [`OPAQUE_GRACE`] where it doesn't say
@@ -195,27 +199,31 @@ struct Failing {
 impl TokenFile {
     /// Reads the file and follows it from then on. That it can't be read yet is told by [`Self::current`], so that
     /// the caller decides what that means. `failures` counts the readings that failed.
+    ///
+    /// The first reading is waited for, but not for long: a file system that hangs holds up nobody but who needs it.
     pub async fn follow(path: impl Into<PathBuf>, clock: Clock, failures: Counter) -> Self {
         let path = Arc::new(path.into());
-        let mut watch = FileWatch::new([path.as_path()]).await;
-        let first = Reading::default().next(read_token(&path).await, clock.now(), &path, &failures);
-        let (publish, reading) = watch::channel(first);
-        let file = Self {
+        let (publish, reading) = watch::channel(Reading::default());
+        let mut file = Self {
             path: Arc::clone(&path),
             clock: clock.clone(),
             reading,
         };
         tokio::spawn(async move {
+            let mut watch = FileWatch::new([path.as_path()]).await;
             loop {
+                let read = read_token(&path).await;
+                let next = publish.borrow().clone().next(read, clock.now(), &path, &failures);
+                publish.send_replace(next);
                 tokio::select! {
                     () = watch.changed() => {}
                     () = publish.closed() => return,
                 }
-                let read = read_token(&path).await;
-                let next = publish.borrow().clone().next(read, clock.now(), &path, &failures);
-                publish.send_replace(next);
             }
         });
+        if tokio::time::timeout(FIRST_READING, file.changed()).await.is_err() {
+            tracing::warn!(path = %file.path.display(), "a token file isn't read yet; it is used as soon as it is");
+        }
         file
     }
 

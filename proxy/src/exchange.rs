@@ -17,7 +17,7 @@ use crate::{
     forward::Origin,
     metrics::{Completion, Metrics, OpenStream},
     pod::EnrolledPod,
-    sessions::live::LiveSession,
+    sessions::{live::LiveSession, usage},
     status::Refusal,
 };
 
@@ -47,6 +47,8 @@ pub struct Exchange {
     event: Event,
     ticket: Option<Ticket>,
     _open: OpenStream,
+    /// While it is held, the session isn't idle.
+    _use: Option<usage::Open>,
     code: AtomicU16,
     request_bytes: AtomicU64,
     response_bytes: AtomicU64,
@@ -89,6 +91,7 @@ impl Exchange {
         Self {
             pod: Arc::clone(&origin.pod),
             _open: metrics.stream(),
+            _use: session.map(|session| session.usage.open(&clock)),
             metrics,
             started: Instant::now(),
             event,

@@ -1,4 +1,4 @@
-//! One request: looked up, guarded, stripped, dressed, sent on, streamed back, written down.
+//! One request: looked up, guarded, judged by the session's own rules, stripped, dressed, sent on, streamed back, written down.
 //!
 //! The order is the point of this module. Each step may refuse, and a refused request sends nothing upstream.
 
@@ -87,12 +87,16 @@ impl Forwarder {
         let upgrade = upgrade::requested(&mut request)?;
         let (mut head, body) = request.into_parts();
         identity::guard(&head)?;
+        if session.spec.refuse.refuse(&head.method, &head.uri, upgrade.is_some()) {
+            return Err(Refusal::NotGranted);
+        }
         identity::strip(&mut head.headers);
         let token = session.token().map_err(|error| {
             tracing::error!(session = %session.id, %error, "no credential to act with");
             Refusal::CredentialUnavailable
         })?;
-        identity::dress(&mut head.headers, &token, session.spec.method.acts_as()).map_err(|error| {
+        let acts_as = session.spec.method.acts_as();
+        identity::dress(&mut head.headers, &token, acts_as, session.told()).map_err(|error| {
             tracing::error!(session = %session.id, %error, "a request is not forwarded");
             Refusal::Internal
         })?;

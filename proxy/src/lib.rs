@@ -38,6 +38,8 @@ pub mod inbound;
 // each request on it,
 pub mod forward;
 
+pub mod request_info;
+
 pub mod identity;
 
 pub mod upstream;

@@ -2,14 +2,20 @@
 //!
 //! A source ([`files`]) declares sessions; the store ([`store`]) is the one owner of which of them are in
 //! force, and publishes snapshots that each request reads. A [`live::LiveSession`] is a session in force: its
-//! credential, its upstream, and the token that is cancelled when it ends.
+//! credential, its upstream, and the token that is cancelled when it ends. [`usage`] says when one was last used, and
+//! [`refuse`] which requests a session doesn't carry.
 
+mod duration;
 pub mod files;
+mod judge;
 pub mod live;
 mod manifest;
+mod parse;
+pub mod refuse;
 pub mod resource;
 pub mod spec;
 pub mod store;
+pub mod usage;
 
 use std::sync::Arc;
 

@@ -23,8 +23,14 @@ pub enum Refusal {
     SessionExpired,
     /// The session was ended before its time.
     SessionRevoked,
+    /// The session went unused for too long.
+    SessionIdle,
     /// The session can't be used as it is declared.
     SessionInvalid,
+    /// Whether there is such a session isn't known yet.
+    SessionUnknown,
+    /// The session doesn't carry such a request.
+    NotGranted,
     /// There is no credential to act with at the moment.
     CredentialUnavailable,
     /// `CONNECT` or `TRACE`.
@@ -47,14 +53,17 @@ pub enum Refusal {
 
 impl Refusal {
     /// All of them, as the tables of metrics and tests need.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 19] = [
         Self::PlainHttp,
         Self::BadRequest,
         Self::Impersonation,
         Self::NoSession,
         Self::SessionExpired,
         Self::SessionRevoked,
+        Self::SessionIdle,
         Self::SessionInvalid,
+        Self::SessionUnknown,
+        Self::NotGranted,
         Self::CredentialUnavailable,
         Self::MethodNotAllowed,
         Self::UpstreamUnreachable,
@@ -76,7 +85,10 @@ impl Refusal {
             Self::NoSession => "no-session",
             Self::SessionExpired => "session-expired",
             Self::SessionRevoked => "session-revoked",
+            Self::SessionIdle => "session-idle",
             Self::SessionInvalid => "session-invalid",
+            Self::SessionUnknown => "session-unknown",
+            Self::NotGranted => "not-granted",
             Self::CredentialUnavailable => "credential-unavailable",
             Self::MethodNotAllowed => "method-not-allowed",
             Self::UpstreamUnreachable => "upstream-unreachable",
@@ -98,13 +110,15 @@ impl Refusal {
             | Self::NoSession
             | Self::SessionExpired
             | Self::SessionRevoked
-            | Self::SessionInvalid => StatusCode::FORBIDDEN,
+            | Self::SessionIdle
+            | Self::SessionInvalid
+            | Self::NotGranted => StatusCode::FORBIDDEN,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::Overloaded => StatusCode::TOO_MANY_REQUESTS,
             // Not the client's doing: what is wrong is the operator's to mend.
             Self::CredentialUnavailable | Self::NotForwardable | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::UpstreamFailed => StatusCode::BAD_GATEWAY,
-            Self::UpstreamUnreachable | Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
+            Self::UpstreamUnreachable | Self::SessionUnknown | Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
@@ -139,6 +153,13 @@ impl Refusal {
             Self::SessionRevoked => {
                 "understudy: this pod's session was revoked; ask the cluster's operator for a new one"
             }
+            Self::SessionIdle => {
+                "understudy: this pod's session has been idle for too long; ask the cluster's operator for a new one"
+            }
+            Self::SessionUnknown => "understudy: this pod's session is not known to the agent yet; try again",
+            Self::NotGranted => {
+                "understudy: this pod's session does not carry this request (spec.refuse of the Session says which)"
+            }
             Self::SessionInvalid => {
                 "understudy: this pod's session is not valid as declared; the agent's log on this node says why"
             }
@@ -159,7 +180,7 @@ impl Refusal {
     }
 
     fn retry_after(self) -> Option<u16> {
-        matches!(self, Self::Draining | Self::Overloaded).then_some(RETRY_AFTER)
+        matches!(self, Self::SessionUnknown | Self::Draining | Self::Overloaded).then_some(RETRY_AFTER)
     }
 
     /// The answer's body.

@@ -8,6 +8,7 @@ pub mod own_ca;
 pub mod pair;
 pub mod roots;
 pub mod serving;
+pub mod unverified;
 
 mod ask;
 mod authority;

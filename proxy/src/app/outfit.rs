@@ -28,15 +28,12 @@ pub(super) struct Outfit {
 
 impl Outfitter for Outfit {
     fn upstream(&self, spec: &SessionSpec) -> Upstream {
-        let (target, roots) = match &spec.server {
+        let (target, roots) = match spec.server() {
             None => (self.cluster.clone(), self.cluster_roots.clone()),
-            Some(server) => {
-                let roots = match &server.ca_file {
-                    Some(path) => Roots::in_file(path.clone(), self.failed_reads.clone()),
-                    None => self.cluster_roots.clone(),
-                };
-                (server.target.clone(), roots)
-            }
+            Some(server) => (
+                server.target.clone(),
+                server.roots(&self.cluster_roots, &self.failed_reads),
+            ),
         };
         Upstream::new(target, roots, Arc::clone(&self.dials))
     }

@@ -90,6 +90,7 @@ pub(super) fn register(
         ("sessions_in_force", "Sessions in force"),
         ("sessions_expired", "Sessions declared whose time is up"),
         ("sessions_refused", "Sessions declared that can't be used as they are"),
+        ("sessions_idle", "Sessions declared that went unused for too long"),
     ]
     .into_iter()
     .enumerate()

@@ -27,6 +27,7 @@ use crate::{
     sessions::{
         Declared,
         files::{Reading, SessionFiles},
+        spec::Policy,
         store::SessionLookup,
     },
 };
@@ -60,8 +61,11 @@ impl Source {
         readiness: &Readiness,
         metrics: &Metrics,
     ) -> anyhow::Result<(Self, Teller)> {
+        let policy = Policy {
+            allow_insecure_servers: options.allow_insecure_servers,
+        };
         match &options.sessions {
-            Some(path) => Self::of_files(path.clone(), &cluster.addresses).await,
+            Some(path) => Self::of_files(path.clone(), policy, &cluster.addresses).await,
             None => {
                 let here = Here {
                     node: options.node_name.clone(),
@@ -70,14 +74,19 @@ impl Source {
                         name: name.clone(),
                     }),
                     cgroup_root,
+                    policy,
                 };
                 Self::of_cluster(&cluster.client, here, &cluster.addresses, readiness, metrics).await
             }
         }
     }
 
-    async fn of_files(path: PathBuf, addresses: &BTreeSet<SocketAddr>) -> anyhow::Result<(Self, Teller)> {
-        let files = SessionFiles::new(path);
+    async fn of_files(
+        path: PathBuf,
+        policy: Policy,
+        addresses: &BTreeSet<SocketAddr>,
+    ) -> anyhow::Result<(Self, Teller)> {
+        let files = SessionFiles::new(path).under(policy);
         let watch = FileWatch::new([files.path()]).await;
         let (files, first) = read(files).await?;
         let first = first.context("the agent can't start without its sessions")?;

@@ -137,6 +137,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::sessions::spec::Policy;
 
     fn pod(namespace: &str, name: &str, label: &str) -> Arc<TaggedPod> {
         let object = json!({
@@ -160,7 +161,10 @@ mod tests {
                 _ => *target = value.clone(),
             }
         }
-        Arc::new(SessionObject::read(serde_json::from_value(object).unwrap()))
+        Arc::new(SessionObject::read(
+            serde_json::from_value(object).unwrap(),
+            Policy::default(),
+        ))
     }
 
     fn listed(namespace: &str, sessions: &[Arc<SessionObject>]) -> BTreeMap<String, Seen<Arc<SessionObject>>> {

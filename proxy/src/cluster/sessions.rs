@@ -25,7 +25,7 @@ use crate::{
     metrics::{Metrics, Watched},
     sessions::{
         resource::{Session, SessionStatus},
-        spec::{SessionSpec, SpecError},
+        spec::{Policy, SessionSpec, SpecError},
     },
 };
 
@@ -54,11 +54,12 @@ pub struct SessionObject {
 impl SessionObject {
     /// Takes from the object what is needed. One that doesn't fit is refused by itself.
     #[must_use]
-    pub fn read(mut object: DynamicObject) -> Self {
+    pub fn read(mut object: DynamicObject, policy: Policy) -> Self {
         let metadata = object.metadata;
         let created: Option<Timestamp> = metadata.creation_timestamp.map(|time| time.0);
         let spec = object.data["spec"].take();
-        let idle_timeout = spec["idleTimeout"].as_str().and_then(|text| text.parse().ok());
+        let spec = SessionSpec::of_resource(spec, created, policy);
+        let idle_timeout = spec.as_ref().ok().and_then(|spec| spec.idle_timeout);
         Self {
             key: ObjectKey {
                 namespace: metadata.namespace.unwrap_or_default(),
@@ -67,8 +68,8 @@ impl SessionObject {
             uid: metadata.uid.unwrap_or_default().into(),
             generation: metadata.generation.unwrap_or_default(),
             is_deleted: metadata.deletion_timestamp.is_some(),
-            spec: SessionSpec::of_resource(spec, created),
-            idle_timeout,
+            spec,
+            idle_timeout: idle_timeout.and_then(|time| time.try_into().ok()),
             // Written by agents alone, and by none in another form than this, until there is another version.
             status: serde_json::from_value(object.data["status"].take()).unwrap_or_default(),
         }
@@ -104,6 +105,7 @@ pub fn find<'a>(
 pub fn watch_namespaces(
     client: kube::Client,
     mut namespaces: watch::Receiver<BTreeSet<String>>,
+    policy: Policy,
     metrics: Metrics,
 ) -> watch::Receiver<ByNamespace> {
     let (publish, sessions) = watch::channel(ByNamespace::default());
@@ -120,7 +122,7 @@ pub fn watch_namespaces(
                         query(namespace),
                         &metrics,
                         Arc::clone(&changed),
-                        |object| Arc::new(SessionObject::read(object)),
+                        move |object| Arc::new(SessionObject::read(object, policy)),
                     ),
                     leaves: None,
                 });

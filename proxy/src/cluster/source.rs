@@ -22,7 +22,10 @@ use super::{
     sessions::{ByNamespace, watch_namespaces},
     watch::{Seen, follow},
 };
-use crate::{metrics::Metrics, sessions::Declared};
+use crate::{
+    metrics::Metrics,
+    sessions::{Declared, spec::Policy},
+};
 
 /// How long a start waits for the Sessions of namespaces with pods. Those that can't be read by then are refused, with
 /// their pods intercepted.
@@ -50,6 +53,8 @@ pub struct Here {
     pub own_pod: Option<ObjectKey>,
     /// The root of the pods' cgroups.
     pub cgroup_root: PathBuf,
+    /// What sessions may say.
+    pub policy: Policy,
 }
 
 /// What is declared, and what tells it from another declaration.
@@ -91,11 +96,11 @@ impl Source {
         );
         let namespaces = follow_namespaces(pods.clone(), own);
         Self {
-            here,
-            sessions: watch_namespaces(client.clone(), namespaces.clone(), metrics.clone()),
+            sessions: watch_namespaces(client.clone(), namespaces.clone(), here.policy, metrics.clone()),
             addresses: follow_addresses(client.clone(), fixed, metrics),
             pods,
             namespaces,
+            here,
         }
     }
 

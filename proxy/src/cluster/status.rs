@@ -250,6 +250,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::sessions::spec::Policy;
 
     fn at(text: &str) -> Timestamp {
         text.parse().unwrap()
@@ -273,7 +274,7 @@ mod tests {
             "metadata": {"name": "alice", "namespace": "a", "uid": "u", "generation": 3},
             "spec": {}, "status": status,
         });
-        SessionObject::read(serde_json::from_value(object).unwrap())
+        SessionObject::read(serde_json::from_value(object).unwrap(), Policy::default())
     }
 
     #[test]

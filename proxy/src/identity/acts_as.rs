@@ -5,7 +5,7 @@ use std::fmt;
 use http::{HeaderName, HeaderValue};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::headers::{IMPERSONATE_EXTRA_PREFIX, IMPERSONATE_GROUP, IMPERSONATE_UID, IMPERSONATE_USER};
+use super::headers::{IMPERSONATE_EXTRA_PREFIX, IMPERSONATE_GROUP, IMPERSONATE_UID, IMPERSONATE_USER, SESSION_EXTRA};
 
 const AUTHENTICATED: &str = "system:authenticated";
 const SERVICE_ACCOUNTS: &str = "system:serviceaccounts";
@@ -45,6 +45,9 @@ pub enum ActsAsError {
     /// The key has an upper-case letter; the API server would take it for the lower-case one.
     #[error("spec.impersonate.extra key {0:?} must be in lower case: the API server lower-cases it")]
     ExtraKeyCase(String),
+    /// The key is the agent's own.
+    #[error("spec.impersonate.extra key {SESSION_EXTRA:?} is the agent's own: use spec.tellSession to have it set")]
+    SessionExtra,
 }
 
 impl ActsAs {
@@ -105,6 +108,9 @@ impl ActsAs {
         }
         for (key, values) in extra {
             let name = extra_header(key)?;
+            if values.is_empty() {
+                return Err(ActsAsError::Empty("spec.impersonate.extra"));
+            }
             for value in values {
                 lines.push((name.clone(), carried("spec.impersonate.extra", value)?));
             }
@@ -155,6 +161,9 @@ fn extra_header(key: &str) -> Result<HeaderName, ActsAsError> {
     const FIELD: &str = "spec.impersonate.extra key";
     if key.is_empty() {
         return Err(ActsAsError::Empty(FIELD));
+    }
+    if key == SESSION_EXTRA {
+        return Err(ActsAsError::SessionExtra);
     }
     if key.chars().any(char::is_uppercase) {
         return Err(ActsAsError::ExtraKeyCase(key.to_owned()));
@@ -273,6 +282,18 @@ mod tests {
             ActsAs::user("jane", &[], None, &extra).unwrap_err(),
             ActsAsError::ExtraKeyCase("Scopes".to_owned())
         );
+    }
+
+    #[rstest]
+    #[case("session.understudy.dev", &["a/b"], "spec.impersonate.extra key \"session.understudy.dev\" is the agent's own")]
+    #[case("scopes", &[], "spec.impersonate.extra must not be empty")]
+    #[case("", &["x"], "spec.impersonate.extra key must not be empty")]
+    fn a_bad_extra_is_named(#[case] key: &str, #[case] values: &[&str], #[case] message: &str) {
+        let values = values.iter().map(|value| (*value).to_owned()).collect();
+        let error = ActsAs::user("jane", &[], None, &[(key.to_owned(), values)])
+            .unwrap_err()
+            .to_string();
+        assert!(error.starts_with(message), "{error}");
     }
 
     proptest! {

@@ -1,9 +1,12 @@
 //! What goes on a stripped request: the credential that acts and, with it, whom it acts as.
 
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderValue, header};
 
-use super::{ActsAs, headers::carries_identity};
-use crate::credentials::BearerToken;
+use super::{
+    ActsAs,
+    headers::{IMPERSONATE_SESSION, carries_identity},
+};
+use crate::{credentials::BearerToken, pod::SessionId};
 
 /// Why a request couldn't be dressed. Nothing is forwarded then.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -11,19 +14,32 @@ pub enum DressError {
     /// A field that carries identity is still there: [`super::strip()`] wasn't called, or missed it.
     #[error("the request still carries the header {0}, which is not ours")]
     NotStripped(String),
+    /// The session's name can't stand in a header.
+    #[error("the session's name can't be told to the API server")]
+    SessionName,
 }
 
-/// Puts the credential on and, if there is one, the identity to impersonate.
+/// Puts the credential on and, if there is one, the identity to impersonate. To that, `told` adds the session's name
+/// as an extra value of the user.
 ///
 /// # Errors
 /// If the head still carries identity. This can only be a mistake of ours, and refuses the request.
-pub fn dress(headers: &mut HeaderMap, token: &BearerToken, acts_as: Option<&ActsAs>) -> Result<(), DressError> {
+pub fn dress(
+    headers: &mut HeaderMap,
+    token: &BearerToken,
+    acts_as: Option<&ActsAs>,
+    told: Option<&SessionId>,
+) -> Result<(), DressError> {
     if let Some(name) = headers.keys().find(|name| carries_identity(name)) {
         return Err(DressError::NotStripped(name.to_string()));
     }
     headers.insert(header::AUTHORIZATION, token.header_value());
     for (name, value) in acts_as.map(ActsAs::lines).unwrap_or_default() {
         headers.append(name, value.clone());
+    }
+    if let (Some(_), Some(session)) = (acts_as, told) {
+        let value = HeaderValue::from_str(&session.to_string()).map_err(|_| DressError::SessionName)?;
+        headers.insert(IMPERSONATE_SESSION, value);
     }
     Ok(())
 }
@@ -47,6 +63,7 @@ mod tests {
             &mut headers,
             &token(),
             Some(&ActsAs::service_account("prod", "viewer").unwrap()),
+            None,
         )
         .unwrap();
         let credentials: Vec<_> = headers.get_all("authorization").iter().collect();
@@ -59,15 +76,27 @@ mod tests {
     #[test]
     fn without_impersonation_nothing_but_the_credential_goes_on() {
         let mut headers = HeaderMap::new();
-        dress(&mut headers, &token(), None).unwrap();
+        dress(&mut headers, &token(), None, None).unwrap();
         assert_eq!(headers.len(), 1);
+    }
+
+    #[test]
+    fn the_session_is_told_with_an_identity_only() {
+        let session: SessionId = "support/alice".parse().unwrap();
+        let viewer = ActsAs::service_account("prod", "viewer").unwrap();
+        for (acts_as, told) in [(Some(&viewer), Some("support/alice")), (None, None)] {
+            let mut headers = HeaderMap::new();
+            dress(&mut headers, &token(), acts_as, Some(&session)).unwrap();
+            let said = headers.get("impersonate-extra-session.understudy.dev");
+            assert_eq!(said.map(|value| value.to_str().unwrap()), told);
+        }
     }
 
     #[test]
     fn what_was_not_stripped_is_refused() {
         let mut headers = HeaderMap::new();
         headers.insert("x-remote-user", "root".parse().unwrap());
-        let refused = dress(&mut headers, &token(), None).unwrap_err();
+        let refused = dress(&mut headers, &token(), None, None).unwrap_err();
         assert_eq!(refused, DressError::NotStripped("x-remote-user".to_owned()));
         assert!(!headers.contains_key("authorization"));
     }

@@ -11,6 +11,10 @@ pub(super) const IMPERSONATE_UID: HeaderName = HeaderName::from_static("imperson
 pub(super) const IMPERSONATE_GROUP: HeaderName = HeaderName::from_static("impersonate-group");
 pub(super) const IMPERSONATE_EXTRA_PREFIX: &str = "impersonate-extra-";
 
+/// The user's extra key that names the session to the API server; nobody else may set it.
+pub(super) const SESSION_EXTRA: &str = "session.understudy.dev";
+pub(super) const IMPERSONATE_SESSION: HeaderName = HeaderName::from_static("impersonate-extra-session.understudy.dev");
+
 /// Sub-protocol of a WebSocket handshake that carries a bearer token
 /// (`k8s.io/apiserver/pkg/authentication/request/websocket`).
 pub(super) const BEARER_SUBPROTOCOL_PREFIX: &str = "base64url.bearer.authorization.k8s.io.";

@@ -15,7 +15,7 @@ use std::{
 use super::{
     Declared,
     manifest::{Envelope, PodManifest, without_values},
-    spec::{SessionSpec, SpecError},
+    spec::{Policy, SessionSpec, SpecError},
 };
 use crate::pod::{SessionId, SessionIdError, WantedPod};
 
@@ -26,6 +26,7 @@ pub const API_VERSION: &str = "understudy.dev/v1alpha1";
 #[derive(Debug)]
 pub struct SessionFiles {
     path: PathBuf,
+    policy: Policy,
     last_good: BTreeMap<PathBuf, Vec<(SessionId, Vec<WantedPod>)>>,
 }
 
@@ -101,8 +102,16 @@ impl SessionFiles {
     pub fn new(path: PathBuf) -> Self {
         Self {
             path,
+            policy: Policy::default(),
             last_good: BTreeMap::new(),
         }
+    }
+
+    /// The same, reading sessions under what the operator allows.
+    #[must_use]
+    pub fn under(mut self, policy: Policy) -> Self {
+        self.policy = policy;
+        self
     }
 
     /// What it reads.
@@ -120,7 +129,7 @@ impl SessionFiles {
         let mut reading = Reading::default();
         let mut remembered = BTreeMap::new();
         for path in files {
-            let declared = match read_file(&path) {
+            let declared = match read_file(&path, self.policy) {
                 Ok(declared) => declared,
                 Err(error) => {
                     let reason = error.to_string();
@@ -191,15 +200,15 @@ impl SessionFiles {
     }
 }
 
-fn read_file(path: &Path) -> Result<Vec<Declared>, FileError> {
+fn read_file(path: &Path, policy: Policy) -> Result<Vec<Declared>, FileError> {
     let text = std::fs::read_to_string(path).map_err(|source| FileError::Read {
         path: path.to_owned(),
         source,
     })?;
-    parse(path, &text)
+    parse(path, &text, policy)
 }
 
-fn parse(path: &Path, text: &str) -> Result<Vec<Declared>, FileError> {
+fn parse(path: &Path, text: &str, policy: Policy) -> Result<Vec<Declared>, FileError> {
     // Snippets of the source would show tokens.
     let options = serde_saphyr::options! { with_snippet: false };
     let documents: Vec<Envelope> =
@@ -207,10 +216,13 @@ fn parse(path: &Path, text: &str) -> Result<Vec<Declared>, FileError> {
             path: path.to_owned(),
             reason: without_values(&error.to_string()),
         })?;
-    documents.into_iter().map(|document| declare(path, document)).collect()
+    documents
+        .into_iter()
+        .map(|document| declare(path, document, policy))
+        .collect()
 }
 
-fn declare(path: &Path, document: Envelope) -> Result<Declared, FileError> {
+fn declare(path: &Path, document: Envelope, policy: Policy) -> Result<Declared, FileError> {
     if document.api_version != API_VERSION || document.kind != "Session" {
         return Err(FileError::Kind {
             path: path.to_owned(),
@@ -225,7 +237,7 @@ fn declare(path: &Path, document: Envelope) -> Result<Declared, FileError> {
         })?;
     let pods = document.pods.into_iter().map(|pod| wanted(&id, pod)).collect();
     Ok(Declared {
-        spec: SessionSpec::parse(document.spec),
+        spec: SessionSpec::parse(document.spec, policy),
         pods,
         id,
         incarnation: None,
@@ -388,7 +400,7 @@ pods:
             "spec: {very-secret-token-of-some-length-as-they-are: x}\n",
             "pods: very-secret-token\n",
         ] {
-            let said = match parse(Path::new("a.yaml"), &format!("{head}{slip}")) {
+            let said = match parse(Path::new("a.yaml"), &format!("{head}{slip}"), Policy::default()) {
                 Err(error) => format!("{error} {error:?}"),
                 Ok(declared) => {
                     let error = declared[0].spec.as_ref().unwrap_err();

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::spec::SessionSpec;
+use super::{spec::SessionSpec, usage::Usage};
 use crate::{
     credentials::{BearerToken, CredentialError, TokenFile},
     pod::SessionId,
@@ -22,6 +22,8 @@ pub struct LiveSession {
     pub spec: SessionSpec,
     /// Its way upstream, shared with no other session.
     pub upstream: Upstream,
+    /// When it was last used, and what is open under it.
+    pub usage: Arc<Usage>,
     /// Cancelled when it ends.
     pub ended: CancellationToken,
     credential: Credential,
@@ -44,6 +46,8 @@ pub enum Credential {
 pub enum End {
     /// Its time was up.
     Expired,
+    /// It went unused for too long.
+    Idle,
     /// Its declaration was taken away.
     Removed,
     /// Its declaration is refused now.
@@ -57,11 +61,18 @@ pub enum End {
 impl LiveSession {
     /// A session that comes into force.
     #[must_use]
-    pub fn new(id: SessionId, spec: SessionSpec, credential: Credential, upstream: Upstream) -> Arc<Self> {
+    pub fn new(
+        id: SessionId,
+        spec: SessionSpec,
+        credential: Credential,
+        upstream: Upstream,
+        usage: Arc<Usage>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             id,
             spec,
             upstream,
+            usage,
             ended: CancellationToken::new(),
             credential,
             end: OnceLock::new(),
@@ -91,11 +102,26 @@ impl LiveSession {
     /// What to answer a request that met the end.
     #[must_use]
     pub fn refusal(&self) -> Refusal {
-        match self.end.get() {
-            Some(End::Expired) => Refusal::SessionExpired,
-            Some(End::Removed | End::Changed) | None => Refusal::SessionRevoked,
-            Some(End::Refused) => Refusal::SessionInvalid,
-            Some(End::Stopping) => Refusal::Draining,
+        self.end.get().map_or(Refusal::SessionRevoked, |why| why.refusal())
+    }
+
+    /// The session to name to the API server, if it is to be told.
+    #[must_use]
+    pub fn told(&self) -> Option<&SessionId> {
+        self.spec.tell_session.then_some(&self.id)
+    }
+}
+
+impl End {
+    /// What to answer a request that meets it.
+    #[must_use]
+    pub fn refusal(self) -> Refusal {
+        match self {
+            Self::Expired => Refusal::SessionExpired,
+            Self::Idle => Refusal::SessionIdle,
+            Self::Removed | Self::Changed => Refusal::SessionRevoked,
+            Self::Refused => Refusal::SessionInvalid,
+            Self::Stopping => Refusal::Draining,
         }
     }
 }

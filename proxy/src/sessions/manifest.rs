@@ -1,9 +1,11 @@
-//! The text of a session as it stands in a file: shapes for serde, nothing parsed further.
+//! The text of a session as it stands in a file or in a resource: shapes for serde, nothing parsed further.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
 use secrecy::SecretString;
 use serde::Deserialize;
+
+use super::refuse::RequestRule;
 
 /// A document's outer layer, read first, so that a bad `spec` leaves the pods known.
 #[derive(Debug, Deserialize)]
@@ -42,7 +44,19 @@ pub(super) struct SpecManifest {
     pub(super) token: Option<SecretString>,
     pub(super) token_file: Option<PathBuf>,
     pub(super) server: Option<ServerManifest>,
+    pub(super) token_secret_ref: Option<SecretRefManifest>,
     pub(super) expires_at: Option<jiff::Timestamp>,
+    pub(super) ttl: Option<String>,
+    pub(super) idle_timeout: Option<String>,
+    pub(super) refuse: Option<Vec<RequestRule>>,
+    pub(super) tell_session: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct SecretRefManifest {
+    pub(super) name: String,
+    pub(super) key: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -61,7 +75,10 @@ pub(super) struct ImpersonateManifest {
 pub(super) struct ServerManifest {
     pub(super) url: String,
     pub(super) ca_file: Option<PathBuf>,
+    pub(super) ca_bundle: Option<String>,
     pub(super) server_name: Option<String>,
+    #[serde(rename = "insecureSkipTLSVerify")]
+    pub(super) insecure_skip_tls_verify: Option<bool>,
 }
 
 /// A parser's message without what it quotes of the file: a value in the wrong place may be a token. Short names in

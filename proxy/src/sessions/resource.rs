@@ -5,11 +5,13 @@
 //! with the types here: one object that doesn't fit must be reported on itself and must not keep the others from being
 //! read. These types are what the schema is made from, and what is written to `status`.
 
+mod rules;
+
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use kube::CustomResource;
+use kube::{CustomResource, CustomResourceExt as _};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +34,7 @@ use serde::{Deserialize, Serialize};
     printcolumn = r#"{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = rules::spec()))]
 pub struct SessionResourceSpec {
     /// How it authenticates: service-account-token (also when empty) sends the token of tokenSecretRef;
     /// gateway-kubernetes-auth sends the agent's own token and impersonates.
@@ -51,13 +54,16 @@ pub struct SessionResourceSpec {
     pub expires_at: Option<Time>,
     /// How long after its creation it ends, such as 1h30m.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32), extend("x-kubernetes-validations" = rules::duration()))]
     pub ttl: Option<String>,
     /// How long it may go unused before it ends, such as 15m.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32), extend("x-kubernetes-validations" = rules::duration()))]
     pub idle_timeout: Option<String>,
     /// Requests that are refused. Where it is absent: create serviceaccounts/token, which would make a credential
     /// that outlives the session. An empty list refuses none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
     pub refuse: Option<Vec<RequestRule>>,
     /// Whether the API server is told the session's name, as the user's extra session.understudy.dev. The agent needs
     /// the right to impersonate it. Goes with gateway-kubernetes-auth.
@@ -81,24 +87,31 @@ pub enum AuthMethodName {
 /// Whom to impersonate: namespace and serviceAccountName, or user and what goes with it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = rules::impersonate()))]
 pub struct Impersonate {
     /// The service account's namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63), extend("x-kubernetes-validations" = rules::namespace()))]
     pub namespace: Option<String>,
     /// The service account's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253), extend("x-kubernetes-validations" = rules::service_account()))]
     pub service_account_name: Option<String>,
     /// The user's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512), extend("x-kubernetes-validations" = rules::carried()))]
     pub user: Option<String>,
     /// The user's groups.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(max = 512)), extend("x-kubernetes-validations" = rules::all_carried()))]
     pub groups: Vec<String>,
     /// The user's UID.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512), extend("x-kubernetes-validations" = rules::carried()))]
     pub uid: Option<String>,
     /// The user's extra values.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "rules::extra")]
     pub extra: BTreeMap<String, Vec<String>>,
 }
 
@@ -107,23 +120,29 @@ pub struct Impersonate {
 #[serde(rename_all = "camelCase")]
 pub struct SecretKeyRef {
     /// The Secret's name.
+    #[schemars(length(max = 253), extend("x-kubernetes-validations" = rules::secret()))]
     pub name: String,
     /// The key in its data; "token" where it isn't said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253), extend("x-kubernetes-validations" = rules::secret_key()))]
     pub key: Option<String>,
 }
 
 /// A server of the session's own.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = rules::server()))]
 pub struct Server {
     /// https://host:port
+    #[schemars(length(max = 512), extend("x-kubernetes-validations" = rules::url()))]
     pub url: String,
     /// The CA certificates that vouch for it, PEM. The cluster's own where there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 131072), extend("x-kubernetes-validations" = rules::ca_bundle()))]
     pub ca_bundle: Option<String>,
     /// The name that its certificate carries, where that isn't the URL's host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
     pub server_name: Option<String>,
     /// Go without verifying the server. Agents refuse the Session unless they were started with
     /// --allow-insecure-servers.
@@ -137,17 +156,22 @@ pub struct Server {
 #[serde(rename_all = "camelCase")]
 pub struct RequestRule {
     /// get, list, watch, create, update, patch, delete, deletecollection, or "*".
+    #[schemars(length(max = 16), inner(length(max = 32)), extend("x-kubernetes-validations" = rules::verbs()))]
     pub verbs: Vec<String>,
     /// API groups; "" is the core group.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(max = 253)))]
     pub api_groups: Vec<String>,
     /// Resources, or resource/subresource.
+    #[schemars(length(max = 32), inner(length(max = 253)), extend("x-kubernetes-validations" = rules::resources()))]
     pub resources: Vec<String>,
     /// Namespaces.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(max = 63)))]
     pub namespaces: Vec<String>,
     /// Objects' names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(max = 253)))]
     pub resource_names: Vec<String>,
 }
 
@@ -203,6 +227,14 @@ pub struct NodeStatus {
     pub last_used: Option<Time>,
 }
 
+/// The resource's definition, in YAML: the same text from the same types.
+///
+/// # Errors
+/// If the schema has no form in YAML, which would be a mistake of ours.
+pub fn definition() -> Result<String, serde_saphyr::ser::Error> {
+    serde_saphyr::to_string(&Session::crd())
+}
+
 impl NodeStatus {
     /// When a request last came there.
     #[must_use]
@@ -210,3 +242,6 @@ impl NodeStatus {
         self.last_used.as_ref().map(|time| time.0)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,8 +9,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Declared,
+    judge::{Before, Terms, Verdict, judge},
     live::{Credential, End, LiveSession},
-    spec::{AuthMethod, SessionSpec, TokenSource},
+    spec::{AuthMethod, SessionSpec, SpecError, TokenSource, VerifiedBy},
+    usage::Usage,
 };
 use crate::{
     clock::Clock,
@@ -25,16 +27,41 @@ const LOOK_AT_LEAST: Duration = Duration::from_millis(500);
 
 /// The sessions as they are at one moment.
 #[derive(Default)]
-pub struct Snapshot(HashMap<SessionId, Standing>);
+pub struct Snapshot {
+    sessions: HashMap<SessionId, Standing>,
+    clock: Clock,
+}
+
+/// How one session stands.
+#[derive(Clone)]
+struct Standing {
+    state: State,
+    /// What it says, where that can be granted.
+    terms: Terms,
+    incarnation: Option<Arc<str>>,
+    /// From when it first came into force.
+    usage: Option<Arc<Usage>>,
+}
 
 #[derive(Clone)]
-enum Standing {
-    InForce {
-        live: Arc<LiveSession>,
-        expires_at: Option<Timestamp>,
-    },
-    Expired,
-    Refused,
+enum State {
+    InForce(Arc<LiveSession>),
+    /// Over by itself: its time was up, or it went unused.
+    Over(End),
+    Refused(Refusal),
+}
+
+impl Standing {
+    fn idle_for(&self, now: Timestamp) -> Duration {
+        self.usage.as_ref().map_or(Duration::ZERO, |usage| usage.idle_for(now))
+    }
+
+    fn live(&self) -> Option<&Arc<LiveSession>> {
+        match &self.state {
+            State::InForce(live) => Some(live),
+            _ => None,
+        }
+    }
 }
 
 impl Snapshot {
@@ -43,55 +70,55 @@ impl Snapshot {
     /// # Errors
     /// Why there is none.
     pub fn session(&self, id: &SessionId, now: Timestamp) -> Result<Arc<LiveSession>, Refusal> {
-        match self.0.get(id) {
-            None => Err(Refusal::NoSession),
-            Some(Standing::Expired) => Err(Refusal::SessionExpired),
-            Some(Standing::Refused) => Err(Refusal::SessionInvalid),
-            Some(Standing::InForce {
-                expires_at: Some(at), ..
-            }) if *at <= now => Err(Refusal::SessionExpired),
-            Some(Standing::InForce { live, .. }) if live.ended.is_cancelled() => Err(live.refusal()),
-            Some(Standing::InForce { live, .. }) => Ok(Arc::clone(live)),
+        let standing = self.sessions.get(id).ok_or(Refusal::NoSession)?;
+        match &standing.state {
+            State::Refused(refusal) => Err(*refusal),
+            State::Over(end) => Err(end.refusal()),
+            State::InForce(live) if live.ended.is_cancelled() => Err(live.refusal()),
+            State::InForce(live) => match standing.terms.over(now, live.usage.idle_for(now)) {
+                Some(end) => Err(end.refusal()),
+                None => Ok(Arc::clone(live)),
+            },
         }
     }
 
     /// The session in force under a name, whatever the hour.
     #[must_use]
     pub fn in_force(&self, id: &SessionId) -> Option<&Arc<LiveSession>> {
-        match self.0.get(id) {
-            Some(Standing::InForce { live, .. }) => Some(live),
-            _ => None,
-        }
+        self.sessions.get(id).and_then(Standing::live)
     }
 
     /// How each session stands, for those who tell the cluster.
     pub fn reports(&self) -> impl Iterator<Item = Report> + '_ {
-        self.0.iter().map(|(id, standing)| {
-            let (phase, expires_at) = match standing {
-                Standing::InForce { expires_at, .. } => (Phase::Active, *expires_at),
-                Standing::Expired => (Phase::Expired, None),
-                Standing::Refused => (Phase::Refused, None),
-            };
+        let now = self.clock.now();
+        self.sessions.iter().map(move |(id, standing)| {
+            let usage = standing.usage.as_ref();
             Report {
                 id: id.clone(),
-                phase,
-                expires_at,
-                acts_as: None,
-                connections: 0,
-                last_used: None,
+                phase: match &standing.state {
+                    State::InForce(_) => Phase::Active,
+                    State::Over(End::Idle) => Phase::Idle,
+                    State::Over(_) => Phase::Expired,
+                    State::Refused(_) => Phase::Refused,
+                },
+                expires_at: standing.terms.expires_at,
+                acts_as: standing.terms.acts_as.as_deref().map(str::to_owned),
+                connections: usage.map_or(0, |usage| usage.connections()),
+                last_used: usage.and_then(|usage| usage.last_used(now, standing.terms.idle_timeout)),
             }
         })
     }
 
-    /// How many sessions are in force, expired, and refused.
+    /// How many sessions are in force, expired, refused, and idle.
     #[must_use]
-    pub fn counts(&self) -> [(&'static str, usize); 3] {
-        let mut counts = [("in_force", 0), ("expired", 0), ("refused", 0)];
-        for standing in self.0.values() {
-            let index = match standing {
-                Standing::InForce { .. } => 0,
-                Standing::Expired => 1,
-                Standing::Refused => 2,
+    pub fn counts(&self) -> [(&'static str, usize); 4] {
+        let mut counts = [("in_force", 0), ("expired", 0), ("refused", 0), ("idle", 0)];
+        for standing in self.sessions.values() {
+            let index = match standing.state {
+                State::InForce(_) => 0,
+                State::Over(End::Idle) => 3,
+                State::Over(_) => 1,
+                State::Refused(_) => 2,
             };
             counts[index].1 += 1;
         }
@@ -201,13 +228,11 @@ impl<O: Outfitter> Store<O> {
                     Some(update) => self.apply(update).await,
                     None => source_open = false,
                 },
-                () = tokio::time::sleep(deadline.unwrap_or_default()), if deadline.is_some() => self.expire(),
+                () = tokio::time::sleep(deadline.unwrap_or_default()), if deadline.is_some() => self.end_what_is_over(),
             }
         }
-        for standing in self.sessions.values() {
-            if let Standing::InForce { live, .. } = standing {
-                live.end(End::Stopping);
-            }
+        for live in self.sessions.values().filter_map(Standing::live) {
+            live.end(End::Stopping);
         }
     }
 
@@ -215,20 +240,31 @@ impl<O: Outfitter> Store<O> {
     pub async fn apply(&mut self, update: Vec<Declared>) {
         let now = self.clock.now();
         let mut before = std::mem::take(&mut self.sessions);
+        let mut pods = Vec::new();
+        let mut begin = Vec::new();
         // What ends, ends first: what comes into force may take time.
-        let declared: HashMap<_, _> = update.iter().map(|declared| (&declared.id, declared)).collect();
-        for (id, standing) in &before {
-            if let Standing::InForce { live, .. } = standing
-                && let Some(why) = end_of(live, declared.get(id).copied(), now)
-            {
-                live.end(why);
+        for mut declared in update {
+            pods.append(&mut declared.pods);
+            let was = before.remove(&declared.id);
+            let (standing, verdict) = stand(&declared, was, now);
+            if let (Verdict::Begin(_), Ok(spec)) = (verdict, declared.spec) {
+                begin.push((declared.id, spec, standing));
+            } else {
+                self.sessions.insert(declared.id, standing);
             }
         }
-        let mut pods = Vec::new();
-        for declared in update {
-            let standing = self.stand(&declared, before.remove(&declared.id), now).await;
-            pods.extend(declared.pods);
-            self.sessions.insert(declared.id, standing);
+        for live in before.values().filter_map(Standing::live) {
+            live.end(End::Removed);
+        }
+        for (id, spec, standing) in begin {
+            let usage = standing.usage.unwrap_or_else(|| Usage::starting(now, None));
+            let live = self.bring_into_force(&id, spec, Arc::clone(&usage)).await;
+            let standing = Standing {
+                state: State::InForce(live),
+                usage: Some(usage),
+                ..standing
+            };
+            self.sessions.insert(id, standing);
         }
         self.publish();
         self.pods.send_if_modified(|wanted| {
@@ -240,50 +276,35 @@ impl<O: Outfitter> Store<O> {
         });
     }
 
-    async fn stand(&self, declared: &Declared, before: Option<Standing>, now: Timestamp) -> Standing {
-        let Ok(spec) = &declared.spec else {
-            return Standing::Refused;
-        };
-        if spec.expires_at.is_some_and(|at| at <= now) {
-            return Standing::Expired;
-        }
-        let live = match before {
-            Some(Standing::InForce { live, .. }) if !live.ended.is_cancelled() => live,
-            _ => self.bring_into_force(&declared.id, spec).await,
-        };
-        Standing::InForce {
-            live,
-            expires_at: spec.expires_at,
-        }
-    }
-
-    async fn bring_into_force(&self, id: &SessionId, spec: &SessionSpec) -> Arc<LiveSession> {
+    async fn bring_into_force(&self, id: &SessionId, spec: SessionSpec, usage: Arc<Usage>) -> Arc<LiveSession> {
         let credential = match &spec.method {
-            AuthMethod::ServiceAccountToken(TokenSource::Inline(token)) => Credential::Inline(token.clone()),
-            AuthMethod::ServiceAccountToken(TokenSource::File(path)) => self.outfitter.token_file(path).await,
-            AuthMethod::ServiceAccountToken(TokenSource::Secret { name, key }) => {
+            AuthMethod::ServiceAccountToken(TokenSource::Inline(token), _) => Credential::Inline(token.clone()),
+            AuthMethod::ServiceAccountToken(TokenSource::File(path), _) => self.outfitter.token_file(path).await,
+            AuthMethod::ServiceAccountToken(TokenSource::Secret { name, key }, _) => {
                 self.outfitter.secret_token(id.namespace(), name, key)
             }
             AuthMethod::GatewayKubernetesAuth(_) => self.outfitter.own_token(),
         };
-        let upstream = self.outfitter.upstream(spec);
+        let upstream = self.outfitter.upstream(&spec);
         tracing::info!(session = %id, method = spec.method.name(), "a session comes into force");
-        LiveSession::new(id.clone(), spec.clone(), credential, upstream)
+        if let Some(server) = spec.server()
+            && matches!(server.verified_by, VerifiedBy::Nobody(_))
+        {
+            tracing::warn!(session = %id, server = %server.target, "the session's token goes to a server that nobody verifies");
+        }
+        LiveSession::new(id.clone(), spec, credential, upstream, usage)
     }
 
-    /// Ends the sessions whose time is up.
-    fn expire(&mut self) {
+    /// Ends the sessions that are over by themselves.
+    fn end_what_is_over(&mut self) {
         let now = self.clock.now();
         let mut changed = false;
         for standing in self.sessions.values_mut() {
-            if let Standing::InForce {
-                live,
-                expires_at: Some(at),
-            } = standing
-                && *at <= now
+            if let State::InForce(live) = &standing.state
+                && let Some(end) = standing.terms.over(now, live.usage.idle_for(now))
             {
-                live.end(End::Expired);
-                *standing = Standing::Expired;
+                live.end(end);
+                standing.state = State::Over(end);
                 changed = true;
             }
         }
@@ -297,28 +318,95 @@ impl<O: Outfitter> Store<O> {
         let now = self.clock.now();
         self.sessions
             .values()
-            .filter_map(|standing| match standing {
-                Standing::InForce {
-                    expires_at: Some(at), ..
-                } => Some(Duration::try_from(at.duration_since(now)).unwrap_or(Duration::ZERO)),
-                _ => None,
+            .filter(|standing| standing.live().is_some())
+            .flat_map(|standing| {
+                let expires = standing
+                    .terms
+                    .expires_at
+                    .map(|at| Duration::try_from(at.duration_since(now)).unwrap_or(Duration::ZERO));
+                let idle = standing.terms.idle_timeout;
+                [
+                    expires,
+                    idle.map(|timeout| timeout.saturating_sub(standing.idle_for(now))),
+                ]
             })
+            .flatten()
             .min()
             .map(|until| until.min(LOOK_AT_LEAST))
     }
 
     fn publish(&self) {
-        self.publish.send_replace(Arc::new(Snapshot(self.sessions.clone())));
+        self.publish.send_replace(Arc::new(Snapshot {
+            sessions: self.sessions.clone(),
+            clock: self.clock.clone(),
+        }));
     }
 }
 
-/// Why a session in force ends by what is declared now; `None` where it goes on.
-fn end_of(live: &LiveSession, declared: Option<&Declared>, now: Timestamp) -> Option<End> {
-    match declared.map(|declared| &declared.spec) {
-        None => Some(End::Removed),
-        Some(Err(_)) => Some(End::Refused),
-        Some(Ok(spec)) if spec.expires_at.is_some_and(|at| at <= now) => Some(End::Expired),
-        Some(Ok(spec)) if !live.spec.acts_like(spec) => Some(End::Changed),
-        Some(Ok(_)) => None,
+/// How a declared session stands from now on, as far as it can be said without bringing it into force. What was in
+/// force under its name goes on or ends here.
+fn stand(declared: &Declared, was: Option<Standing>, now: Timestamp) -> (Standing, Verdict) {
+    let same_incarnation = was.as_ref().is_none_or(|was| {
+        was.incarnation.is_none() || declared.incarnation.is_none() || was.incarnation == declared.incarnation
+    });
+    // What isn't said, as of one that can't be found at the moment, is as it was.
+    let known = was.as_ref().filter(|_| same_incarnation);
+    let incarnation = declared
+        .incarnation
+        .clone()
+        .or_else(|| known.and_then(|was| was.incarnation.clone()));
+    let usage = match known.and_then(|was| was.usage.clone()) {
+        Some(usage) => {
+            if let Some(last) = declared.last_used {
+                usage.heard(now, last);
+            }
+            Some(usage)
+        }
+        None => declared.spec.is_ok().then(|| Usage::starting(now, declared.last_used)),
+    };
+    let terms = declared.spec.as_ref().map(Terms::from);
+    let live = was.as_ref().and_then(Standing::live);
+    let before = live.filter(|live| !live.ended.is_cancelled()).map(|live| Before {
+        same_incarnation,
+        acts_alike: declared.spec.as_ref().is_ok_and(|spec| live.spec.acts_like(spec)),
+    });
+    let idle_for = usage.as_ref().map_or(Duration::ZERO, |usage| usage.idle_for(now));
+    let verdict = judge(terms.as_ref().map_err(|error| end_by(error)), before, now, idle_for);
+    if let (Some(live), Some(why)) = (live, verdict.ends()) {
+        live.end(why);
+    }
+    let state = match (&declared.spec, verdict, live) {
+        (Err(error), ..) => State::Refused(refusal_by(error)),
+        (Ok(_), Verdict::GoOn, Some(live)) => State::InForce(Arc::clone(live)),
+        (Ok(_), Verdict::End(end), _) => State::Over(end),
+        // Until it is in force.
+        (Ok(_), Verdict::Begin(_) | Verdict::GoOn, _) => State::Refused(Refusal::SessionUnknown),
+    };
+    let standing = Standing {
+        state,
+        terms: terms.unwrap_or_default(),
+        incarnation,
+        usage,
+    };
+    (standing, verdict)
+}
+
+/// Why a session ends whose declaration is refused.
+fn end_by(error: &SpecError) -> End {
+    match error {
+        SpecError::NotFound => End::Removed,
+        _ => End::Refused,
     }
 }
+
+/// What to answer while a declaration is refused.
+fn refusal_by(error: &SpecError) -> Refusal {
+    match error {
+        SpecError::NotFound => Refusal::NoSession,
+        SpecError::Unknown => Refusal::SessionUnknown,
+        _ => Refusal::SessionInvalid,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,7 @@
-//! The client's side: the CAs by which an upstream is verified. There is no way to go without.
+//! The client's side: the CAs by which an upstream is verified.
 
 use std::{
+    fmt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -20,7 +21,11 @@ use crate::files::{self, FileWatch};
 /// # Errors
 /// If the file is missing, can't be read, or holds no certificate that can be trusted. The error names the file.
 pub async fn load_roots(path: &Path) -> Result<RootCertStore, TrustError> {
-    let certificates = pem::certificates(&files::read(path).await?, path)?;
+    parse_roots(&files::read(path).await?, path)
+}
+
+fn parse_roots(pem: &[u8], path: &Path) -> Result<RootCertStore, TrustError> {
+    let certificates = pem::certificates(pem, path)?;
     let mut roots = RootCertStore::empty();
     let (added, ignored) = roots.add_parsable_certificates(certificates);
     if added == 0 {
@@ -44,6 +49,55 @@ pub fn client_config(roots: RootCertStore, alpn: &[&[u8]]) -> Result<ClientConfi
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     config.enable_early_data = false;
     Ok(config)
+}
+
+/// CA certificates that stand in a session itself. Two of the same text are the same.
+#[derive(Clone)]
+pub struct CaBundle {
+    pem: Arc<str>,
+    config: Arc<ClientConfig>,
+}
+
+impl CaBundle {
+    /// Reads certificates in PEM form.
+    ///
+    /// # Errors
+    /// If there is none, or none that can be trusted. The error begins with `field`.
+    pub fn parse(field: &str, pem: &str) -> Result<Self, TrustError> {
+        let roots = parse_roots(pem.as_bytes(), Path::new(field))?;
+        Ok(Self {
+            pem: Arc::from(pem),
+            config: Arc::new(client_config(roots, &[])?),
+        })
+    }
+
+    /// The terms to dial under, apart from ALPN.
+    #[must_use]
+    pub fn client_config(&self) -> Arc<ClientConfig> {
+        Arc::clone(&self.config)
+    }
+}
+
+impl PartialEq for CaBundle {
+    fn eq(&self, other: &Self) -> bool {
+        self.pem == other.pem
+    }
+}
+
+impl Eq for CaBundle {}
+
+impl fmt::Debug for CaBundle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CaBundle({} bytes)", self.pem.len())
+    }
+}
+
+/// The same terms, offering other protocols. They share resumable sessions.
+#[must_use]
+pub fn with_alpn(config: &ClientConfig, alpn: &[&[u8]]) -> Arc<ClientConfig> {
+    let mut config = config.clone();
+    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+    Arc::new(config)
 }
 
 /// A CA file that is followed. A new version that can't be used is logged and counted, and the roots in force stay.
@@ -90,9 +144,7 @@ impl UpstreamRoots {
     /// begins with none, so that a server which only the old roots vouched for must prove itself anew.
     #[must_use]
     pub fn client_config(&self, alpn: &[&[u8]]) -> Arc<ClientConfig> {
-        let mut config = ClientConfig::clone(&self.0.borrow());
-        config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
-        Arc::new(config)
+        with_alpn(&self.0.borrow(), alpn)
     }
 
     /// Waits until other roots are in force, so that connections made under the old can be let go.

@@ -1,4 +1,4 @@
-//! Which CA vouches for an upstream: the cluster's, or one of the session's own.
+//! Who vouches for an upstream: the cluster's CA, one of the session's own, or nobody.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -7,7 +7,10 @@ use rustls::ClientConfig;
 use tokio::sync::OnceCell;
 
 use super::UpstreamError;
-use crate::trust::roots::UpstreamRoots;
+use crate::trust::{
+    roots::{CaBundle, UpstreamRoots, with_alpn},
+    unverified::Unverified,
+};
 
 /// The CA that an upstream's certificate is verified by. Asked at each dial, so that a new version of it holds
 /// from the next connection on.
@@ -23,6 +26,8 @@ enum Source {
         followed: Arc<OnceCell<UpstreamRoots>>,
         failures: Counter,
     },
+    /// The same for as long as there is the session.
+    Fixed(Arc<ClientConfig>),
 }
 
 impl Roots {
@@ -42,12 +47,25 @@ impl Roots {
         })
     }
 
+    /// CA certificates that stand in a session.
+    #[must_use]
+    pub fn bundle(bundle: &CaBundle) -> Self {
+        Self(Source::Fixed(bundle.client_config()))
+    }
+
+    /// No CA: the server isn't verified.
+    #[must_use]
+    pub fn unverified(unverified: &Unverified) -> Self {
+        Self(Source::Fixed(unverified.client_config()))
+    }
+
     /// The terms to dial under now, offering `alpn`, and the version of the CA that they hold for.
     ///
     /// # Errors
     /// If the CA can't be read. There is no connection then, verified or not.
     pub async fn client_config(&self, alpn: &[&[u8]]) -> Result<(Arc<ClientConfig>, RootsVersion), UpstreamError> {
         let roots = match &self.0 {
+            Source::Fixed(config) => return Ok((with_alpn(config, alpn), RootsVersion(Arc::clone(config)))),
             Source::Followed(roots) => roots,
             Source::File {
                 path,
@@ -69,11 +87,12 @@ impl Roots {
     /// Whether this version of the CA is the one in force. A connection made under another carries no new request.
     #[must_use]
     pub fn are(&self, version: &RootsVersion) -> bool {
-        let roots = match &self.0 {
-            Source::Followed(roots) => Some(roots),
-            Source::File { followed, .. } => followed.get(),
+        let in_force = match &self.0 {
+            Source::Fixed(config) => Some(Arc::clone(config)),
+            Source::Followed(roots) => Some(roots.version()),
+            Source::File { followed, .. } => followed.get().map(UpstreamRoots::version),
         };
-        roots.is_some_and(|roots| Arc::ptr_eq(&roots.version(), &version.0))
+        in_force.is_some_and(|config| Arc::ptr_eq(&config, &version.0))
     }
 }
 

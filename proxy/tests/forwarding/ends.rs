@@ -88,6 +88,35 @@ async fn a_watch_ends_when_its_session_expires() {
     assert!(jiff::Timestamp::now() >= at);
 }
 
+/// Invariant 5, and that a watch is use.
+#[tokio::test]
+async fn an_unused_session_ends_and_a_watched_one_does_not() {
+    let (stage, mut body, chunks) = watching("h2").await;
+    let mut spec = Terms::default().spec;
+    spec["idleTimeout"] = "400ms".into();
+    stage.declare(Some(spec)).await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    chunks.send("still here").await.unwrap();
+    let event = body.frame().await.unwrap().unwrap();
+    assert_eq!(event.into_data().unwrap(), "still here");
+    drop((body, chunks));
+    let mut client = stage.http2().await;
+    let id = &stage.pod.wanted.session;
+    let ended = async {
+        while stage.sessions.snapshot().in_force(id).is_some() {
+            tokio::task::yield_now().await
+        }
+    };
+    timeout(Duration::from_millis(1500), ended)
+        .await
+        .expect("it ends within a second of its time");
+    let seen = stage.seen.count();
+    let refused = client.send_request(get("/api")).await.unwrap();
+    assert_eq!(refused.status(), 403);
+    assert!(crate::stage::text(refused).await.contains("idle"));
+    assert_eq!(stage.seen.count(), seen);
+}
+
 #[tokio::test]
 async fn a_connection_ends_with_its_pod() {
     let (stage, mut body, _chunks) = watching("h2").await;

@@ -14,4 +14,6 @@ mod bodies;
 mod ends;
 mod identity;
 mod pooling;
+mod refusals;
+mod servers;
 mod upgrades;

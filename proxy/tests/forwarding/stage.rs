@@ -32,7 +32,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use understudy::{
     audit::Audit,
     clock::Clock,
-    credentials::TokenFile,
+    credentials::{BearerToken, CredentialError, TokenFile},
     forward::Forwarder,
     inbound::Server,
     metrics::Metrics,
@@ -40,7 +40,7 @@ use understudy::{
     sessions::{
         Declared,
         live::Credential,
-        spec::SessionSpec,
+        spec::{Policy, SessionSpec, SpecError},
         store::{Outfitter, SessionLookup, Store},
     },
     trust::{
@@ -107,8 +107,12 @@ pub(crate) struct Stage {
     pub(crate) pod: Arc<EnrolledPod>,
     pub(crate) dials: Arc<DialCounts>,
     pub(crate) drain: CancellationToken,
+    /// Where the upstream is.
+    pub(crate) address: SocketAddr,
+    /// What any Secret holds.
+    pub(crate) secret: watch::Sender<Result<BearerToken, CredentialError>>,
     declare: mpsc::Sender<Vec<Declared>>,
-    sessions: SessionLookup,
+    pub(crate) sessions: SessionLookup,
     listener: TcpListener,
     inbound: mpsc::Sender<Inbound>,
     roots: RootCertStore,
@@ -119,11 +123,16 @@ struct Outfit {
     target: Target,
     roots: Roots,
     dials: Arc<DialCounts>,
+    secret: watch::Receiver<Result<BearerToken, CredentialError>>,
 }
 
 impl Outfitter for Outfit {
-    fn upstream(&self, _: &SessionSpec) -> Upstream {
-        Upstream::new(self.target.clone(), self.roots.clone(), Arc::clone(&self.dials))
+    fn upstream(&self, spec: &SessionSpec) -> Upstream {
+        let (target, roots) = match spec.server() {
+            Some(server) => (server.target.clone(), server.roots(&self.roots, &Counter::default())),
+            None => (self.target.clone(), self.roots.clone()),
+        };
+        Upstream::new(target, roots, Arc::clone(&self.dials))
     }
 
     fn own_token(&self) -> Credential {
@@ -135,7 +144,7 @@ impl Outfitter for Outfit {
     }
 
     fn secret_token(&self, _: &str, _: &str, _: &str) -> Credential {
-        unreachable!("session files name no Secret")
+        Credential::Watched(self.secret.clone())
     }
 }
 
@@ -164,7 +173,9 @@ impl Stage {
             .await
             .unwrap();
         let dials = Arc::new(DialCounts::default());
+        let (secret, in_secret) = watch::channel(Ok("first".parse().unwrap()));
         let outfit = Outfit {
+            secret: in_secret,
             target: Target::parse(&format!("https://{address}"), None).unwrap(),
             roots: Roots::followed(roots),
             dials: Arc::clone(&dials),
@@ -215,6 +226,8 @@ impl Stage {
             pod,
             dials,
             drain,
+            address,
+            secret,
             declare,
             sessions,
             listener: TcpListener::bind("127.0.0.1:0").await.unwrap(),
@@ -233,7 +246,7 @@ impl Stage {
         let declared = spec.map(|spec| Declared {
             id: id.clone(),
             pods: vec![self.pod.wanted.clone()],
-            spec: SessionSpec::parse(spec),
+            spec: parse(spec),
             incarnation: None,
             last_used: None,
         });
@@ -296,6 +309,18 @@ impl Stage {
         let (sender, connection) = conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
         tokio::spawn(connection);
         sender
+    }
+}
+
+/// As a resource where it names a Secret or a CA in itself, as a file says it otherwise.
+fn parse(spec: serde_json::Value) -> Result<SessionSpec, SpecError> {
+    let policy = Policy {
+        allow_insecure_servers: true,
+    };
+    if spec["tokenSecretRef"].is_object() {
+        SessionSpec::of_resource(spec, Some(jiff::Timestamp::now()), policy)
+    } else {
+        SessionSpec::parse(spec, policy)
     }
 }
 

@@ -4,6 +4,7 @@
 mod addresses;
 mod clients;
 mod cluster;
+mod definition;
 mod hold;
 mod load;
 mod node_in_a_box;

@@ -5,9 +5,12 @@ use std::sync::{Arc, Mutex};
 use jiff::Timestamp;
 
 use super::*;
-use crate::cluster::{
-    mock::{Answer, Asked, Mock},
-    watch::Seen,
+use crate::{
+    cluster::{
+        mock::{Answer, Asked, Mock},
+        watch::Seen,
+    },
+    sessions::spec::Policy,
 };
 
 /// A Session whose status is what was applied to it.
@@ -52,7 +55,10 @@ impl Stage {
                 "impersonate": {"namespace": "prod", "serviceAccountName": "viewer"}},
             "status": *self.status.lock().unwrap(),
         });
-        let object = Arc::new(SessionObject::read(serde_json::from_value(object).unwrap()));
+        let object = Arc::new(SessionObject::read(
+            serde_json::from_value(object).unwrap(),
+            Policy::default(),
+        ));
         let objects = BTreeMap::from([(object.key.clone(), object)]);
         let seen = Seen {
             objects: Some(Arc::new(objects)),
