@@ -78,15 +78,8 @@ impl Cluster {
 
     /// The reasons of the Events about an object.
     async fn events(&self, name: &str) -> Result<Vec<String>> {
-        let reasons = [
-            "get",
-            "events.v1.events.k8s.io",
-            "-n",
-            "support",
-            &format!("--field-selector=regarding.name={name}"),
-            "-o",
-            "jsonpath={.items[*].reason}",
-        ];
+        let about = format!("jsonpath={{.items[?(@.regarding.name==\"{name}\")].reason}}");
+        let reasons = ["get", "events.v1.events.k8s.io", "-n", "support", "-o", &about];
         let text = self.api.admin(reasons)?.stdout().await?;
         Ok(text.split_whitespace().map(str::to_owned).collect())
     }
