@@ -1,6 +1,7 @@
 //! Builds the agent, starts it, and takes it down, top-down: [`run`], [`agent`].
 
 mod agent;
+mod certificate;
 mod intercept;
 mod outfit;
 mod report;
@@ -23,7 +24,7 @@ use self::agent::Agent;
 use crate::{
     check,
     cli::{AgentOptions, CheckOptions, Command, LogFormat, Output},
-    kernel, sessions,
+    gate, handover, kernel, sessions,
 };
 
 /// Runs a command to its end.
@@ -38,8 +39,18 @@ pub async fn run(command: Command) -> anyhow::Result<ExitCode> {
             io::stdout().write_all(sessions::resource::definition()?.as_bytes())?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Uninstall { pin_dir } => {
+        Command::Uninstall { pin_dir, run_dir, stay } => {
+            let signals = Signals::new()?;
             kernel::uninstall(&pin_dir)?;
+            handover::remove(&run_dir)?;
+            if stay {
+                tracing::info!("nothing of Understudy's is left in this node's kernel; staying until SIGTERM");
+                signals.ended().await;
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Gate { timeout } => {
+            gate::wait(|variable| std::env::var(variable).ok(), timeout).await?;
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -112,6 +123,14 @@ struct Signals {
 }
 
 impl Signals {
+    /// Waits for SIGTERM or SIGINT.
+    async fn ended(mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+
     fn new() -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,

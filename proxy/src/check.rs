@@ -190,6 +190,7 @@ impl From<Probe> for Line {
         match outcome {
             probe::Outcome::Works => Self::ok(feature),
             probe::Outcome::Fails(why) => Self::fail(format!("{feature}: {why}; this loses {loses}"), remedy),
+            probe::Outcome::Lacks(why) => Self::warn(format!("{feature}: {why}; this loses {loses}"), remedy),
             // What stood in its way has a failing line of its own.
             probe::Outcome::Untried(why) => Self::warn(format!("{feature}: not tried, as {why}"), "mend that first"),
         }
@@ -322,6 +323,10 @@ mod tests {
     #[case(
         probe::Outcome::Fails("EPERM".to_owned()),
         "[FAIL] cgroup/connect4 programs: EPERM; this loses interception — add CAP_BPF"
+    )]
+    #[case(
+        probe::Outcome::Lacks("not built in".to_owned()),
+        "[warn] cgroup/connect4 programs: not built in; this loses everything — run a newer kernel"
     )]
     #[case(
         probe::Outcome::Untried("the maps can't be made".to_owned()),

@@ -32,6 +32,9 @@ pub enum LogFormat {
 /// Where links and maps are pinned unless told otherwise.
 const PIN_DIR: &str = "/sys/fs/bpf/understudy";
 
+/// Where agents of a node find each other unless told otherwise.
+const RUN_DIR: &str = "/run/understudy";
+
 /// What the binary can do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -41,11 +44,23 @@ pub enum Command {
     Check(Box<CheckOptions>),
     /// Prints the definition of the Session resource as YAML, for `kubectl apply -f -`.
     Crd,
-    /// Removes everything that agents left in the kernel: programs, links, maps and pins.
+    /// Removes everything that agents left on the node: programs, links, maps, pins, and the hand-over socket.
     Uninstall {
         /// Where they are pinned.
         #[arg(long, value_name = "DIR", default_value = PIN_DIR)]
         pin_dir: PathBuf,
+        /// Where agents of this node find each other.
+        #[arg(long, value_name = "DIR", default_value = RUN_DIR)]
+        run_dir: PathBuf,
+        /// Stay when it is done, until SIGTERM: a `DaemonSet`'s pods may not end.
+        #[arg(long)]
+        stay: bool,
+    },
+    /// Waits until this pod's connections to the API server are intercepted: for an init container.
+    Gate {
+        /// How long to wait before it fails, in seconds.
+        #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = seconds)]
+        timeout: Duration,
     },
 }
 
@@ -95,15 +110,16 @@ pub struct AgentOptions {
     /// The agent's own pod, which can't carry a session. Without `--sessions` only.
     #[arg(long, value_name = "NAME", env = "POD_NAME")]
     pub pod_name: Option<String>,
-    /// Where this agent and the one that follows it on the node find each other.
-    #[arg(long, value_name = "DIR", default_value = "/run/understudy")]
-    pub run_dir: PathBuf,
     /// Accept sessions that go to a server of their own without verifying it.
     #[arg(long)]
     pub allow_insecure_servers: bool,
     /// Serve HTTP without TLS as well to pods that speak it.
     #[arg(long)]
     pub allow_plain_http: bool,
+    /// Where this agent finds the one that runs on the node, to take over from it without a gap, and is found by the
+    /// next.
+    #[arg(long, value_name = "DIR", default_value = RUN_DIR)]
+    pub run_dir: PathBuf,
     /// How long open streams may go on after SIGTERM, in seconds.
     #[arg(long, value_name = "SECONDS", default_value = "20", value_parser = seconds)]
     pub drain_deadline: Duration,

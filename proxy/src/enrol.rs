@@ -1,11 +1,12 @@
 //! Enrolment: from pods that a session source wants tagged to connections whose pod is known.
 //!
 //! One task owns all of it ([`start`]). For each wanted pod it tags the cgroup, waits for a process in it, enters
-//! that process's network namespace once to make listeners there, and tells the kernel programs of them. What the
-//! listeners accept is handed on as [`Inbound`], or closed and counted where the kernel doesn't vouch for it.
+//! that process's network namespace once to make listeners there, tells the kernel programs of them, and ends what
+//! connections to the API server the pod had before. What the listeners accept is handed on as [`Inbound`], or closed and counted where the kernel doesn't vouch for it.
 
 mod accept;
 mod enroller;
+mod entries;
 mod heartbeat;
 mod netns;
 mod notifier;
@@ -13,7 +14,11 @@ mod observe;
 mod place;
 mod plan;
 mod refusals;
+mod sever;
+mod steward;
+mod succession;
 mod watches;
+mod work;
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -23,7 +28,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub use self::refusals::{Refusal, Refusals};
+pub use self::{
+    refusals::{Refusal, Refusals},
+    sever::Severed,
+    steward::{Steward, StewardError},
+};
 use crate::{
     kernel::{Kernel, cgroup::CgroupRoot},
     pod::{CgroupId, Inbound, SessionId, WantedPod},
@@ -36,6 +45,10 @@ pub struct Enrolment {
     pub pods: watch::Receiver<Arc<[PodStatus]>>,
     /// What the listeners refused.
     pub refusals: Arc<Refusals>,
+    /// Connections that were older than their pod's tag.
+    pub severed: Arc<Severed>,
+    /// Hands all of it over to another agent.
+    pub steward: Steward,
     /// Ends once the listeners are closed, after `shutdown`.
     pub task: JoinHandle<()>,
 }
@@ -88,14 +101,20 @@ pub enum Leftovers {
 /// The value that `wanted` holds now is taken for what the sources say: so make the channel when they have been read,
 /// not before; and have the API server's addresses set ([`Kernel::set_api_servers`]).
 ///
-/// On `shutdown` the listeners close and tagged pods' connects are refused from then on; connections that were
-/// handed on aren't touched.
+/// `leftovers` may change to [`Leftovers::Untag`] at any time, when the last source has been read; `wanted` has to say
+/// what it says before.
+///
+/// A kernel side that was [taken over](Kernel::succeed) is replaced pod by pod, and all of it is when `pods` first
+/// changes.
+///
+/// On `shutdown` the listeners close and tagged pods' connects are refused from then on, unless another agent has taken
+/// over; connections that were handed on aren't touched.
 #[must_use]
 pub fn start(
     kernel: Arc<Kernel>,
     root: CgroupRoot,
     wanted: watch::Receiver<Arc<[WantedPod]>>,
-    leftovers: Leftovers,
+    leftovers: watch::Receiver<Leftovers>,
     inbound: mpsc::Sender<Inbound>,
     shutdown: CancellationToken,
 ) -> Enrolment {
@@ -107,7 +126,26 @@ pub fn start(
         refusals: Arc::clone(&refusals),
         closing: CancellationToken::new(),
     };
-    let enroller = enroller::Enroller::new(kernel, Arc::new(root), acceptor, status);
-    let task = tokio::spawn(enroller.run(wanted, leftovers, shutdown));
-    Enrolment { pods, refusals, task }
+    let root = Arc::new(root);
+    let connections = sever::Severer::new(kernel, Arc::clone(&root));
+    let severed = Arc::clone(&connections.severed);
+    let (orders, received) = mpsc::channel(1);
+    let steward = Steward {
+        orders,
+        retired: CancellationToken::new(),
+    };
+    let enroller = enroller::Enroller::new(root, acceptor, status, connections, steward.retired.clone());
+    let sources = enroller::Sources {
+        wanted,
+        leftovers,
+        orders: received,
+    };
+    let task = tokio::spawn(enroller.run(sources, shutdown));
+    Enrolment {
+        pods,
+        refusals,
+        severed,
+        steward,
+        task,
+    }
 }

@@ -3,6 +3,7 @@
 
 pub mod cgroup;
 mod counters;
+mod diag;
 mod handle;
 mod install;
 mod link;
@@ -12,12 +13,13 @@ mod mounts;
 mod pins;
 pub mod probe;
 pub(crate) mod sys;
+pub(crate) mod tcp;
 
 use std::time::Duration;
 
 pub use self::{
     counters::Counters,
-    handle::{Flow, Kernel},
+    handle::{Flow, Kernel, ResumeError},
     install::{InstallError, Options},
     pins::{PinError, uninstall},
 };

@@ -19,6 +19,9 @@ pub mod kernel;
 
 pub mod enrol;
 
+pub mod gate;
+pub mod handover;
+
 // Why either side trusts the other.
 pub mod trust;
 

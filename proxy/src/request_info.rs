@@ -198,6 +198,8 @@ fn in_one_way(segments: &[&str]) -> Result<(), Doubt> {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
+
     use proptest::prelude::*;
     use rstest::rstest;
 
@@ -338,7 +340,7 @@ mod tests {
             for (index, letter) in plain.char_indices() {
                 // The first slash makes it a path.
                 if index > 0 && escaped[index] {
-                    written.push_str(&format!("%{:02x}", u32::from(letter)));
+                    write!(written, "%{:02x}", u32::from(letter)).unwrap();
                 } else {
                     written.push(letter);
                 }

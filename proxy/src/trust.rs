@@ -1,24 +1,31 @@
 //! TLS on both sides: the certificate that a workload is shown, and the roots by which the API server is verified.
-//! What is read from files is followed; a bad new version never takes the place of a good one. Nothing here dials
-//! or accepts.
+//! What is read from files, or from the cluster, is followed; a bad new version never takes the place of a good one.
+//! Nothing here dials or accepts: what is asked of the API server goes through the client that is handed in.
 
+pub mod bundle;
+pub mod cluster_signed;
 pub mod own_ca;
 pub mod pair;
 pub mod roots;
 pub mod serving;
 pub mod unverified;
 
+mod ask;
 mod authority;
+mod names;
 mod pem;
 
 use std::{io, path::PathBuf, sync::Arc};
 
 use jiff::Timestamp;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use tokio::sync::watch;
 
+pub use self::names::ServedNames;
 use crate::files::ReadError;
 
-/// Why a certificate, a key or a CA can't be used.
+/// Why a certificate, a key or a CA can't be used. The place that an error names is a file's path, or an object's name
+/// and the key in it.
 #[derive(Debug, thiserror::Error)]
 pub enum TrustError {
     /// A file can't be read.
@@ -80,6 +87,78 @@ pub enum TrustError {
         "the certificate in {0} is not a CA's: put a CA certificate with keyCertSign there, or remove it and its key to have a CA made"
     )]
     NotACa(PathBuf),
+    /// The Secret that keeps the own CA is gone from under a running agent.
+    #[error(
+        "{0} is gone: restore it from a backup; or restart an agent to have a new CA made, which all agents then take up"
+    )]
+    SecretGone(String),
+    /// The Secret that keeps the own CA is written by others all the time.
+    #[error("{0} changes faster than it can be written: find who else writes to it")]
+    Contended(String),
+    /// The API server forbids it.
+    #[error("the agent may not {what} ({message}): give its service account that right, as deploy/ has it")]
+    Forbidden {
+        /// What the agent asked for.
+        what: String,
+        /// What the API server said.
+        message: String,
+    },
+    /// The API server refuses it.
+    #[error("the API server doesn't {what} ({message}): see whether an admission policy or a quota stands in the way")]
+    Refused {
+        /// What the agent asked for.
+        what: String,
+        /// What the API server said.
+        message: String,
+    },
+    /// The API server gave no answer that can be understood.
+    #[error("cannot {what} ({source}): it is tried again; see whether the API server is well")]
+    Unanswered {
+        /// What the agent asked for.
+        what: String,
+        /// How it failed.
+        source: Box<kube::Error>,
+    },
+    /// The API server gave no answer in time.
+    #[error("cannot {what}, for the API server gives no answer: it is tried again; see whether the API server is well")]
+    Silent {
+        /// What the agent asked for.
+        what: String,
+    },
+    /// What the API server sent isn't a Secret. What it was isn't shown: it may hold a key.
+    #[error("the API server sent something else when asked to {what}: see whether a proxy stands before it")]
+    NotASecret {
+        /// What the agent asked for.
+        what: String,
+    },
+    /// A certificate that the cluster is to sign is asked for in a node's name.
+    #[error("--trust cluster-signed needs the node's name: set NODE_NAME from spec.nodeName, or give --node-name")]
+    NoNodeName,
+    /// A request for a certificate was turned down.
+    #[error(
+        "the certificate request {request} was {outcome} ({message}): allow it, or choose another --signer-name or --trust"
+    )]
+    TurnedDown {
+        /// Its name.
+        request: String,
+        /// `denied`, or `failed by the signer`.
+        outcome: &'static str,
+        /// What whoever did it left as a reason.
+        message: String,
+    },
+    /// A request for a certificate is gone before it was answered.
+    #[error("the certificate request {0} was removed before it was signed: another is made; let it be approved sooner")]
+    RequestGone(String),
+    /// The certificate that the cluster signed can't be used.
+    #[error("the certificate that {signer} signed for {request} {flaw}: change that signer's policy, or --signer-name")]
+    Unfit {
+        /// The request's name.
+        request: String,
+        /// Who signed.
+        signer: String,
+        /// What is wrong with it.
+        flaw: String,
+    },
     /// A certificate can't be made.
     #[error("cannot make a certificate ({0}): check the configured addresses and names")]
     Issue(#[from] rcgen::Error),
@@ -94,6 +173,13 @@ pub enum TrustError {
 /// The cryptography, named rather than taken from the process's default: what a dependency installs doesn't change it.
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())
+}
+
+/// Waits for another value; a dropped sender isn't one.
+async fn changed<T>(receiver: &mut watch::Receiver<T>) {
+    if receiver.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
 }
 
 #[cfg(test)]

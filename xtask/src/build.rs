@@ -1,7 +1,7 @@
 //! Building: the kernel programs, and the binaries that the demo and the tests start.
 
 use std::collections::BTreeMap;
-use std::env::consts::ARCH;
+use std::env::{self, consts::ARCH};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -114,6 +114,48 @@ pub(crate) fn binaries() -> Result<Binaries> {
         bail!("the agent and the test programs don't build");
     }
     Ok(executables(&String::from_utf8_lossy(&output.stdout)))
+}
+
+/// Builds the agent as a static executable, in the release profile, and says where it is.
+///
+/// What is in it says nothing of this machine: paths of the tree and of the registry are replaced, so that the same
+/// commit and the same compiler make the same bytes. A directory of its own keeps it apart from daily builds, which
+/// have other flags.
+///
+/// # Errors
+/// Where the build fails.
+pub(crate) fn static_agent() -> Result<PathBuf> {
+    progress("building the agent in the release profile ...");
+    let triple = format!("{ARCH}-unknown-linux-gnu");
+    let cargo_home = env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(env::home_dir()?.join(".cargo")))
+        .context("there is neither CARGO_HOME nor a home directory")?;
+    let remap = |from: &Path, to: &str| format!("--remap-path-prefix={}={to}", from.display());
+    let flags = [
+        "-Ctarget-feature=+crt-static".to_owned(),
+        remap(&workspace::root(), "/understudy"),
+        remap(&cargo_home, "/cargo"),
+    ];
+    let output = cargo()
+        .current_dir(workspace::root())
+        .env_remove("RUSTFLAGS")
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
+        .args(["build", "--release", "--locked", "--package", "understudy", "--bins"])
+        // Naming the target, though it is this machine's, keeps the flags off build scripts and macros.
+        .args(["--target", &triple, "--target-dir"])
+        .arg(workspace::target().join("image-build"))
+        // Line tables would make the image several times as large; backtraces keep the functions' names.
+        .args(["--config", "profile.release.debug=false"])
+        .arg("--message-format=json-render-diagnostics")
+        .stderr(Stdio::inherit())
+        .output()
+        .context("could not start cargo")?;
+    if !output.status.success() {
+        bail!("the agent doesn't build as a static executable");
+    }
+    let binaries = executables(&String::from_utf8_lossy(&output.stdout));
+    binaries.path("understudy").map(Path::to_path_buf)
 }
 
 /// Picks the executables out of cargo's messages, one JSON object a line.

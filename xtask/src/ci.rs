@@ -4,14 +4,14 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::build;
 use crate::chores::{self, Selection};
 use crate::command::{cargo, probe, progress, run};
 use crate::setup::{self, Toolchain};
+use crate::{build, manifests};
 
 const ADVISORY_DATABASE: &str = "https://github.com/RustSec/advisory-db";
 
-/// Format, lints, the dependencies' terms, and all tests.
+/// Format, lints, the dependencies' terms, what an operator applies, and all tests.
 ///
 /// # Errors
 /// At the first of them that doesn't hold.
@@ -32,6 +32,7 @@ pub(crate) fn ci() -> Result<()> {
         ])
         .args(["--", "--deny", "warnings"]))?;
     deny()?;
+    manifests::check()?;
     chores::test(&Selection::default())
 }
 

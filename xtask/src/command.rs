@@ -98,7 +98,7 @@ fn steers_cargo(name: &OsStr) -> bool {
 }
 
 /// A command as a person would type it, near enough.
-fn describe(command: &Command) -> String {
+pub(crate) fn describe(command: &Command) -> String {
     let words: Vec<OsString> = std::iter::once(command.get_program())
         .chain(command.get_args())
         .map(OsStr::to_os_string)

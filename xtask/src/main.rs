@@ -6,16 +6,21 @@ mod build;
 mod chores;
 mod ci;
 mod command;
+mod image;
+mod manifests;
 mod setup;
+mod vm;
 mod workspace;
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::chores::Selection;
+use crate::image::Reference;
 
 /// Understudy's own chores. Each sets up by itself what it needs.
 #[derive(Debug, Parser)]
@@ -48,9 +53,33 @@ enum Chore {
         /// Run only this package's tests
         #[arg(long, short)]
         package: Option<String>,
+        /// Boot Debian's kernel of this version, and run the tests in it that have to do with the kernel
+        #[arg(long, value_name = "VERSION")]
+        kernel: Option<String>,
         /// Handed to the test programs: `-- --nocapture`
         #[arg(last = true)]
         harness: Vec<OsString>,
+    },
+    /// Build the agent as the image has it: release profile, linked statically
+    Static {
+        /// Where to leave it
+        #[arg(long, value_name = "PATH", default_value = "target/image/understudy")]
+        output: PathBuf,
+    },
+    /// Make a container image of the agent, as a tar in the OCI layout that Docker reads as well
+    Image {
+        /// The image's name
+        #[arg(long, value_name = "NAME:TAG", default_value = concat!("understudy:", env!("CARGO_PKG_VERSION")))]
+        tag: Reference,
+        /// Where to leave the tar
+        #[arg(long, value_name = "PATH", default_value = "target/image/understudy.tar")]
+        output: PathBuf,
+    },
+    /// Write the CRDs into deploy/ from the types
+    Manifests {
+        /// Write nothing; fail where they differ, or where kustomize and the chart do
+        #[arg(long)]
+        check: bool,
     },
     /// Run what must hold before a change lands: format, lints, dependencies' terms, tests
     Ci,
@@ -90,12 +119,23 @@ fn chore(chore: Chore) -> Result<()> {
         Chore::Test {
             filter,
             package,
+            kernel,
             harness,
-        } => chores::test(&Selection {
-            filter,
-            package,
-            harness,
-        }),
+        } => {
+            let selection = Selection {
+                filter,
+                package,
+                harness,
+            };
+            match kernel {
+                Some(kernel) => vm::test(&kernel, &selection),
+                None => chores::test(&selection),
+            }
+        }
+        Chore::Static { output } => image::executable(&output),
+        Chore::Image { tag, output } => image::image(&image::Options { tag, output }),
+        Chore::Manifests { check: false } => manifests::write(),
+        Chore::Manifests { check: true } => manifests::check(),
         Chore::Ci => ci::ci(),
         Chore::AsRoot { program, arguments } => chores::as_root(&program, &arguments),
     }

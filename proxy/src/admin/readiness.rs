@@ -21,7 +21,7 @@ pub struct Condition {
 
 /// How the conditions stand.
 #[derive(Debug)]
-pub(super) struct Report {
+pub(crate) struct Report {
     pub(super) ready: bool,
     conditions: Conditions,
 }
@@ -51,7 +51,7 @@ impl Readiness {
         let _ = self.0.subscribe().wait_for(all_met).await;
     }
 
-    pub(super) fn report(&self) -> Report {
+    pub(crate) fn report(&self) -> Report {
         let conditions = self.0.borrow().clone();
         Report {
             ready: all_met(&conditions),

@@ -17,31 +17,28 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    intercept::{Interception, intercept},
+    certificate::{Surroundings, serving_certificate},
+    intercept::{Interception, intercept, retire, succeed},
     outfit::Outfit,
-    report::{register, report_pods, report_token},
+    report::{register, register_kernel, report_pods, report_token},
     source::Source,
 };
 use crate::{
     admin::{Admin, Condition, Readiness},
     audit::Audit,
-    cli::{AgentOptions, TrustMode, TrustOptions},
+    cli::AgentOptions,
     clock::Clock,
     cluster::{addresses::Addresses, client::client},
     credentials::TokenFile,
     enrol::Enrolment,
     environment::ApiServerUrl,
     forward::Forwarder,
+    handover::{Incumbent, Predecessor},
     inbound,
     kernel::cgroup,
     metrics::{Followed, Metrics},
     sessions::store::Store,
-    trust::{
-        own_ca::{ServedNames, serve_own_ca},
-        pair::serve_pair,
-        roots::UpstreamRoots,
-        serving::{ServingCert, server_config},
-    },
+    trust::{ServedNames, roots::UpstreamRoots, serving::server_config},
     upstream::{Upstream, pool::DialCounts, roots::Roots, target::Target},
 };
 
@@ -90,8 +87,13 @@ impl Agent {
         let dials = Arc::new(DialCounts::default());
         let cluster = Cluster::discover(&options, &dials, &clock, &metrics).await?;
         let (source, teller) = Source::open(&options, root.clone(), &cluster, &readiness, &metrics).await?;
-        let names = served_names(&cluster.target, source.addresses.clone());
-        let certificate = serving_certificate(&options.trust, names, &clock, &metrics).await?;
+        let around = Surroundings {
+            client: cluster.client.clone(),
+            names: served_names(&cluster.target, source.addresses.clone()),
+            namespaces: source.namespaces(),
+        };
+        let certificate =
+            serving_certificate(&options, around, &clock, &metrics, readiness.condition("certificate")).await?;
         let audit = Audit::start(options.audit_log.to_string_lossy().parse()?, &metrics).await?;
 
         let outfit = Outfit {
@@ -101,36 +103,37 @@ impl Agent {
             clock: clock.clone(),
             dials: Arc::clone(&dials),
             failed_reads: metrics.reload_failures(Followed::Sessions),
-            secrets: cluster.client.clone().map(|client| (client, metrics.clone())),
+            secrets: options
+                .sessions
+                .is_none()
+                .then(|| (cluster.client.clone(), metrics.clone())),
         };
         let (mut store, lookup, wanted) = Store::new(outfit, clock.clone());
-        let (addresses, leftovers) = (source.addresses.clone(), source.leftovers);
+        let (addresses, leftovers) = (source.addresses.clone(), source.leftovers.clone());
         store.apply(source.first.clone()).await;
         let (declare, declared) = mpsc::channel(1);
         tokio::spawn(store.run(declared, end_sessions.clone()));
-        source.follow(declare, &metrics);
+        source.follow(declare, wanted.clone(), &metrics);
         let tls = server_config(certificate.clone())?;
+        let incumbent = Incumbent::bind(&options.run_dir, &options.kernel.pin_dir)?;
+        let predecessor = Predecessor::ask(&options.run_dir, &options.kernel.pin_dir).await?;
 
         // The kernel last, when nothing else can fail: from here on tagged pods are turned to us.
         let (accept, accepted) = mpsc::channel(INBOUND_BACKLOG);
-        let enrolment = {
+        let interception = Interception {
+            root: &root,
+            pin_dir: &options.kernel.pin_dir,
+            yielded: predecessor.is_some(),
+            addresses: addresses.clone(),
+            wanted,
+            leftovers,
+        };
+        let (enrolment, kernel) = intercept(interception, accept, no_new_connections.clone(), addresses_ready).await?;
+        {
             let mut registry = registry.write().unwrap_or_else(PoisonError::into_inner);
             register(&mut registry, &lookup, &dials, &cluster.own_token, &certificate);
-            let interception = Interception {
-                root: &root,
-                pin_dir: &options.kernel.pin_dir,
-                addresses: addresses.clone(),
-                wanted,
-                leftovers,
-            };
-            intercept(
-                interception,
-                accept,
-                no_new_connections.clone(),
-                addresses_ready,
-                &mut registry,
-            )?
-        };
+            register_kernel(&mut registry, kernel, &enrolment);
+        }
         tokio::spawn(report_pods(enrolment.pods.clone(), pods_ready));
         tokio::spawn(report_token(cluster.own_token, token_ready));
         teller.start(
@@ -159,6 +162,12 @@ impl Agent {
             drain: no_new_requests.clone(),
         };
         tokio::spawn(server.run(accepted, connections.clone()));
+        if let Some(predecessor) = predecessor {
+            succeed(predecessor, enrolment.pods.clone()).await?;
+        }
+        let incumbent = incumbent.publish(&options.kernel.pin_dir)?;
+        tokio::spawn(incumbent.serve(enrolment.steward.clone(), no_new_connections.clone()));
+        tokio::spawn(retire(enrolment.steward.clone(), no_new_requests.clone()));
         serving.ready();
         tracing::info!(api_server = %cluster.target, addresses = ?*addresses.borrow(), "the agent serves");
         Ok(Self {
@@ -216,8 +225,8 @@ pub(super) struct Cluster {
     own_token: TokenFile,
     /// What to intercept, as far as it isn't for the cluster to say.
     pub(super) addresses: BTreeSet<SocketAddr>,
-    /// What the agent asks for itself with, where sessions are the cluster's.
-    pub(super) client: Option<kube::Client>,
+    /// What the agent asks for itself with.
+    pub(super) client: kube::Client,
 }
 
 impl Cluster {
@@ -238,20 +247,17 @@ impl Cluster {
         }
         let named = options.api_addresses.iter().copied();
         let addresses: BTreeSet<_> = api_server.socket_addr().into_iter().chain(named).collect();
-        let client = options.sessions.is_none().then(|| {
-            let upstream = Upstream::new(target.clone(), Roots::followed(roots.clone()), Arc::clone(dials));
-            client(upstream, own_token.clone())
-        });
+        let upstream = Upstream::new(target.clone(), Roots::followed(roots.clone()), Arc::clone(dials));
         anyhow::ensure!(
-            client.is_some() || !addresses.is_empty(),
+            options.sessions.is_none() || !addresses.is_empty(),
             "{api_server} is not an IP address: name the addresses to intercept with --api-address"
         );
         Ok(Self {
+            client: client(upstream, own_token.clone()),
             target,
             roots,
             own_token,
             addresses,
-            client,
         })
     }
 }
@@ -279,20 +285,4 @@ fn served_names(target: &Target, mut addresses: watch::Receiver<Option<Addresses
         }
     });
     served
-}
-
-/// The certificate that workloads see, by the mode that the operator chose.
-async fn serving_certificate(
-    options: &TrustOptions,
-    names: watch::Receiver<ServedNames>,
-    clock: &Clock,
-    metrics: &Metrics,
-) -> anyhow::Result<ServingCert> {
-    let failures = metrics.reload_failures(Followed::Certificate);
-    Ok(match (options.trust, options.files()) {
-        (TrustMode::Files, Some((certificate, key))) => serve_pair(certificate, key, clock.clone(), failures).await?,
-        (TrustMode::Files, None) => anyhow::bail!("--trust files needs --tls-cert and --tls-key"),
-        (TrustMode::ClusterSigned, _) => anyhow::bail!("--trust cluster-signed needs the cluster's sessions"),
-        (TrustMode::OwnCa, _) => serve_own_ca(&options.trust_dir, names, clock.clone(), failures).await?,
-    })
 }

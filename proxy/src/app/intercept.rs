@@ -1,74 +1,101 @@
-//! Puts the kernel side in force, and keeps the addresses that it intercepts those of the API server.
+//! Puts the kernel side in force, taking it over from the agent before where there is one, and keeps the addresses that
+//! it intercepts those of the API server.
 
-use std::{collections::BTreeSet, net::SocketAddr, path::Path, sync::Arc};
+use std::{collections::BTreeSet, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
-use prometheus_client::registry::Registry;
-use tokio::sync::{mpsc, watch};
+use anyhow::Context as _;
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, sleep},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin::Condition,
     cluster::addresses::Addresses,
-    enrol::{self, Enrolment, Leftovers},
-    kernel::{API_SERVERS_MOST, Kernel, Options as KernelInstallation, cgroup::CgroupRoot},
-    metrics::register_counts,
+    enrol::{self, Enrolment, Leftovers, PodStatus, Steward},
+    handover::Predecessor,
+    kernel::{API_SERVERS_MOST, InstallError, Kernel, Options as KernelInstallation, PinError, cgroup::CgroupRoot},
     pod::{Inbound, WantedPod},
 };
+
+/// How long an agent that holds the pin directory is waited for.
+const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is intercepted.
 pub(super) struct Interception<'a> {
     pub(super) root: &'a Path,
     pub(super) pin_dir: &'a Path,
+    /// Whether an agent that runs has handed over.
+    pub(super) yielded: bool,
     pub(super) addresses: watch::Receiver<Option<Addresses>>,
     pub(super) wanted: watch::Receiver<Arc<[WantedPod]>>,
-    pub(super) leftovers: Leftovers,
+    pub(super) leftovers: watch::Receiver<Leftovers>,
 }
 
 /// Puts the kernel side in force, and enrols the pods that are wanted.
-pub(super) fn intercept(
+pub(super) async fn intercept(
     interception: Interception<'_>,
     accept: mpsc::Sender<Inbound>,
     shutdown: CancellationToken,
     condition: Condition,
-    registry: &mut Registry,
-) -> anyhow::Result<Enrolment> {
+) -> anyhow::Result<(Enrolment, Arc<Kernel>)> {
     let Interception {
         root,
         pin_dir,
+        yielded,
         mut addresses,
         wanted,
         leftovers,
     } = interception;
     let root = CgroupRoot::open(root)?;
-    let kernel = Arc::new(Kernel::install(&root, &KernelInstallation::new(pin_dir))?);
+    let kernel = Arc::new(install(pin_dir, yielded, &root).await?);
     let first = addresses.borrow_and_update().clone().unwrap_or_default();
     let (fitting, left_out) = fit(&BTreeSet::new(), &first, API_SERVERS_MOST);
     kernel.set_api_servers(&fitting)?;
     say(&condition, left_out);
     tokio::spawn(follow_addresses(Arc::clone(&kernel), addresses, fitting, condition));
-    let counters = Arc::clone(&kernel);
-    register_counts(
-        registry,
-        "kernel_connects",
-        "Connects that the kernel programs judged, by verdict",
-        "verdict",
-        move || {
-            counters
-                .counters()
-                .map(|counters| counters.iter().collect())
-                .unwrap_or_default()
-        },
-    );
-    let enrolment = enrol::start(kernel, root, wanted, leftovers, accept, shutdown);
-    let refusals = Arc::clone(&enrolment.refusals);
-    register_counts(
-        registry,
-        "inbound_refusals",
-        "Connections to the listeners that were closed because the kernel didn't vouch for them, by reason",
-        "reason",
-        move || refusals.iter().collect(),
-    );
-    Ok(enrolment)
+    let enrolment = enrol::start(Arc::clone(&kernel), root, wanted, leftovers, accept, shutdown);
+    Ok((enrolment, kernel))
+}
+
+/// Puts the kernel side in force. An agent that is just ending, and hasn't been able to yield, is waited for.
+async fn install(pin_dir: &Path, yielded: bool, root: &CgroupRoot) -> Result<Kernel, InstallError> {
+    let installation = KernelInstallation::new(pin_dir);
+    let deadline = Instant::now() + PREDECESSOR_PATIENCE;
+    loop {
+        let installed = if yielded {
+            Kernel::succeed(root, &installation)
+        } else {
+            Kernel::install(root, &installation)
+        };
+        match installed {
+            Err(InstallError::Pin(PinError::InUse(_))) if Instant::now() < deadline => {
+                sleep(Duration::from_millis(100)).await;
+            }
+            installed => return installed,
+        }
+    }
+}
+
+/// Waits until every pod's entry is this agent's, and lets the one before go.
+pub(super) async fn succeed(
+    predecessor: Predecessor,
+    mut pods: watch::Receiver<Arc<[PodStatus]>>,
+) -> anyhow::Result<()> {
+    pods.changed().await.context("enrolment didn't begin")?;
+    if let Err(error) = predecessor.done().await {
+        tracing::warn!(%error, "the agent before is gone already");
+    }
+    tracing::info!("the node is taken over from the agent before");
+    Ok(())
+}
+
+/// When another agent has taken over, clients are told to go, for their next connection is the other's. What streams
+/// goes on until this agent is ended.
+pub(super) async fn retire(steward: Steward, no_new_requests: CancellationToken) {
+    steward.retired().await;
+    no_new_requests.cancel();
 }
 
 /// Keeps the kernel's set as the addresses are, until they have no owner any more.

@@ -8,7 +8,8 @@ use tokio::sync::watch;
 use crate::{
     admin::Condition,
     credentials::TokenFile,
-    enrol::PodStatus,
+    enrol::{Enrolment, PodStatus},
+    kernel::Kernel,
     metrics::{register_counts, register_gauge},
     sessions::store::SessionLookup,
     trust::serving::ServingCert,
@@ -43,6 +44,38 @@ pub(super) async fn report_token(mut token: TokenFile, condition: Condition) {
         }
         let _ = tokio::time::timeout(LOOK, token.changed()).await;
     }
+}
+
+/// Enters what the kernel side counts.
+pub(super) fn register_kernel(registry: &mut Registry, kernel: Arc<Kernel>, enrolment: &Enrolment) {
+    register_counts(
+        registry,
+        "kernel_connects",
+        "Connects that the kernel programs judged, by verdict",
+        "verdict",
+        move || {
+            kernel
+                .counters()
+                .map(|counters| counters.iter().collect())
+                .unwrap_or_default()
+        },
+    );
+    let refusals = Arc::clone(&enrolment.refusals);
+    register_counts(
+        registry,
+        "inbound_refusals",
+        "Connections to the listeners that were closed because the kernel didn't vouch for them, by reason",
+        "reason",
+        move || refusals.iter().collect(),
+    );
+    let severed = Arc::clone(&enrolment.severed);
+    register_counts(
+        registry,
+        "connections_severed",
+        "Connections to the API server that were ended because they were older than their pod's tag",
+        "reason",
+        move || vec![("before_tag", severed.total())],
+    );
 }
 
 /// Enters what is asked for at each scrape.

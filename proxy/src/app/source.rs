@@ -23,6 +23,7 @@ use crate::{
     enrol::{Leftovers, PodStatus},
     files::FileWatch,
     metrics::{Followed, Metrics},
+    pod::WantedPod,
     sessions::{
         Declared,
         files::{Reading, SessionFiles},
@@ -36,7 +37,7 @@ pub(super) struct Source {
     /// What it declares at first.
     pub(super) first: Vec<Declared>,
     /// What that means for pods of an earlier agent that it doesn't name.
-    pub(super) leftovers: Leftovers,
+    pub(super) leftovers: watch::Receiver<Leftovers>,
     /// The API server's addresses: always some.
     pub(super) addresses: watch::Receiver<Option<Addresses>>,
     rest: Rest,
@@ -44,7 +45,7 @@ pub(super) struct Source {
 
 /// What goes on after the first reading.
 enum Rest {
-    Files(SessionFiles, FileWatch),
+    Files(SessionFiles, FileWatch, watch::Sender<Leftovers>),
     Cluster(ClusterSource, Fingerprint),
 }
 
@@ -63,15 +64,9 @@ impl Source {
         let policy = Policy {
             allow_insecure_servers: options.allow_insecure_servers,
         };
-        match &cluster.client {
+        match &options.sessions {
+            Some(path) => Self::of_files(path.clone(), policy, &cluster.addresses).await,
             None => {
-                let path = options
-                    .sessions
-                    .clone()
-                    .context("without --sessions there are no sessions")?;
-                Self::of_files(path, policy, &cluster.addresses).await
-            }
-            Some(client) => {
                 let here = Here {
                     node: options.node_name.clone(),
                     own_pod: options.pod_name.as_ref().map(|name| ObjectKey {
@@ -81,7 +76,7 @@ impl Source {
                     cgroup_root,
                     policy,
                 };
-                Self::of_cluster(client, here, &cluster.addresses, readiness, metrics).await
+                Self::of_cluster(&cluster.client, here, &cluster.addresses, readiness, metrics).await
             }
         }
     }
@@ -95,18 +90,14 @@ impl Source {
         let watch = FileWatch::new([files.path()]).await;
         let (files, first) = read(files).await?;
         let first = first.context("the agent can't start without its sessions")?;
-        let leftovers = if first.names_every_pod() {
-            Leftovers::Untag
-        } else {
-            Leftovers::Refuse
-        };
+        let (settle, leftovers) = watch::channel(leftovers_of(&first));
         // The sender may go: the addresses are those of the command line.
         let (_, addresses) = watch::channel(Some(Arc::new(addresses.clone())));
         let source = Self {
             first: first.sessions,
             leftovers,
             addresses,
-            rest: Rest::Files(files, watch),
+            rest: Rest::Files(files, watch, settle),
         };
         Ok((source, Teller(None)))
     }
@@ -127,18 +118,40 @@ impl Source {
         let declaration = source.declared();
         let opened = Self {
             first: declaration.sessions,
-            // Every pod that carries the label has been listed.
-            leftovers: Leftovers::Untag,
+            // Every pod that carries the label has been listed, so the sender may go.
+            leftovers: watch::channel(Leftovers::Untag).1,
             addresses: source.addresses.clone(),
             rest: Rest::Cluster(source.clone(), declaration.fingerprint),
         };
         Ok((opened, Teller(Some((client.clone(), source)))))
     }
 
+    /// The namespaces with pods of this node; `None` where pods are known by their cgroups alone.
+    pub(super) fn namespaces(&self) -> Option<watch::Receiver<BTreeSet<String>>> {
+        match &self.rest {
+            Rest::Files(..) => None,
+            Rest::Cluster(source, _) => Some(source.namespaces.clone()),
+        }
+    }
+
     /// Declares the sessions anew whenever they change.
-    pub(super) fn follow(self, declare: mpsc::Sender<Vec<Declared>>, metrics: &Metrics) {
+    pub(super) fn follow(
+        self,
+        declare: mpsc::Sender<Vec<Declared>>,
+        wanted: watch::Receiver<Arc<[WantedPod]>>,
+        metrics: &Metrics,
+    ) {
         match self.rest {
-            Rest::Files(files, watch) => drop(tokio::spawn(follow_files(files, watch, declare, metrics.clone()))),
+            Rest::Files(files, watch, settle) => {
+                let settling = (wanted, settle);
+                drop(tokio::spawn(follow_files(
+                    files,
+                    watch,
+                    declare,
+                    settling,
+                    metrics.clone(),
+                )));
+            }
             Rest::Cluster(source, fingerprint) => drop(tokio::spawn(source.run(fingerprint, declare))),
         }
     }
@@ -164,6 +177,15 @@ impl Teller {
     }
 }
 
+/// What a reading means for pods of an earlier agent that it doesn't name.
+fn leftovers_of(reading: &Reading) -> Leftovers {
+    if reading.names_every_pod() {
+        Leftovers::Untag
+    } else {
+        Leftovers::Refuse
+    }
+}
+
 /// Reads session files off the async threads.
 async fn read(mut files: SessionFiles) -> anyhow::Result<(SessionFiles, anyhow::Result<Reading>)> {
     Ok(tokio::task::spawn_blocking(move || {
@@ -183,6 +205,7 @@ async fn follow_files(
     mut files: SessionFiles,
     mut watch: FileWatch,
     declare: mpsc::Sender<Vec<Declared>>,
+    (mut wanted, settle): (watch::Receiver<Arc<[WantedPod]>>, watch::Sender<Leftovers>),
     metrics: Metrics,
 ) {
     loop {
@@ -199,9 +222,17 @@ async fn follow_files(
                 if !reading.complaints.is_empty() {
                     metrics.reload_failures(Followed::Sessions).inc();
                 }
+                let leftovers = leftovers_of(&reading);
+                let pods: Vec<WantedPod> = reading.sessions.iter().flat_map(|one| one.pods.clone()).collect();
                 if declare.send(reading.sessions).await.is_err() {
                     return;
                 }
+                // A pod is let go for not being named only once all that are named are wanted (invariant 1).
+                let all_wanted = wanted.wait_for(|wanted| pods.iter().all(|pod| wanted.contains(pod)));
+                if all_wanted.await.is_err() {
+                    return;
+                }
+                settle.send_if_modified(|last| std::mem::replace(last, leftovers) != leftovers);
             }
             Err(error) => {
                 metrics.reload_failures(Followed::Sessions).inc();

@@ -117,9 +117,14 @@ pub fn watch_namespaces(
             let wanted = namespaces.borrow_and_update().clone();
             let now = Instant::now();
             for namespace in &wanted {
-                let keep = move |object| Arc::new(SessionObject::read(object, policy));
                 let watch = watched.entry(namespace.clone()).or_insert_with(|| Namespace {
-                    seen: follow(client.clone(), query(namespace), &metrics, Arc::clone(&changed), keep),
+                    seen: follow(
+                        client.clone(),
+                        query(namespace),
+                        &metrics,
+                        Arc::clone(&changed),
+                        move |object| Arc::new(SessionObject::read(object, policy)),
+                    ),
                     leaves: None,
                 });
                 watch.leaves = None;

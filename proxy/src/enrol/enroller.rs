@@ -1,154 +1,200 @@
 //! The owner of all enrolments: the one task that tags, enrols, and lets go.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
-    net::TcpListener,
-    sync::watch,
-    task::spawn_blocking,
+    sync::{mpsc, watch},
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{error, info, warn};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
+use tracing::{error, warn};
 use understudy_common::{Counter, PodEntry};
 
 use super::{
     Leftovers, PodStatus,
-    accept::{Acceptor, Post},
-    heartbeat,
-    netns::{Listeners, Netns},
-    observe::{Observation, observe},
+    accept::Acceptor,
+    netns::NetnsId,
+    observe::Observation,
     place::{Place, State},
     plan::{self, Seen},
+    sever::Severer,
+    steward::Request,
+    succession::Tenure,
     watches::{Change, Watches},
+    work::{Done, Job, Jobs},
 };
 use crate::{
-    kernel::{Kernel, MapError, boot_ns, cgroup::CgroupRoot},
-    pod::{CgroupId, EnrolledPod, WantedPod},
+    kernel::{Kernel, boot_ns, cgroup::CgroupRoot},
+    pod::WantedPod,
 };
 
 /// How often everything is looked at, whatever was or wasn't reported.
 const RESCAN: Duration = Duration::from_secs(10);
 
 /// A container runtime puts a process into the pod's cgroup before it puts it into the pod's namespace. When a pod
-/// has just been enrolled it is looked at again after these.
-const SETTLING: [Duration; 3] = [
+/// has just been enrolled it is looked at again after these; and where that has failed it is tried again.
+const SETTLING: [Duration; 4] = [
+    Duration::from_millis(50),
     Duration::from_millis(200),
     Duration::from_secs(1),
     Duration::from_secs(3),
 ];
 
+/// A connect that was judged before the pod was tagged, and was on no list yet when the pod's connections were gone
+/// through, is found after this.
+const SEVER_AGAIN: Duration = Duration::from_secs(1);
+
+/// What the enroller hears from others.
+#[derive(Debug)]
+pub(super) struct Sources {
+    pub(super) wanted: watch::Receiver<Arc<[WantedPod]>>,
+    pub(super) leftovers: watch::Receiver<Leftovers>,
+    pub(super) orders: mpsc::Receiver<Request>,
+}
+
+/// Something to do for a pod at a later time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Chore {
+    Visit,
+    Sever,
+}
+
 /// The task's state.
 #[derive(Debug)]
 pub(super) struct Enroller {
-    kernel: Arc<Kernel>,
-    root: Arc<CgroupRoot>,
-    acceptor: Acceptor,
-    status: watch::Sender<Arc<[PodStatus]>>,
-    listeners: TaskTracker,
-    places: BTreeMap<PathBuf, Place>,
-    /// Pods to look at again, and when.
-    revisits: Vec<(Instant, PathBuf)>,
-    next_enrolment: u64,
+    pub(super) kernel: Arc<Kernel>,
+    pub(super) root: Arc<CgroupRoot>,
+    pub(super) acceptor: Acceptor,
+    pub(super) status: watch::Sender<Arc<[PodStatus]>>,
+    /// Whether a pod's state has changed since it was published.
+    pub(super) changed: bool,
+    pub(super) listeners: TaskTracker,
+    pub(super) places: BTreeMap<PathBuf, Place>,
+    watches: Option<Watches>,
+    severer: Severer,
+    chores: BTreeSet<(Instant, Chore, PathBuf)>,
+    pub(super) first_enrolment: u64,
+    pub(super) next_enrolment: u64,
     foreign: u64,
+    pub(super) tenure: Tenure,
+    pub(super) beating: Option<AbortOnDropHandle<()>>,
 }
 
 impl Enroller {
     pub(super) fn new(
-        kernel: Arc<Kernel>,
         root: Arc<CgroupRoot>,
         acceptor: Acceptor,
         status: watch::Sender<Arc<[PodStatus]>>,
+        severer: Severer,
+        retired: CancellationToken,
     ) -> Self {
-        // What an earlier agent's programs refused was for it to say.
-        let foreign = foreign_connects(&kernel);
-        Self {
-            kernel,
-            root,
-            acceptor,
-            status,
-            listeners: TaskTracker::new(),
-            places: BTreeMap::new(),
-            revisits: Vec::new(),
-            // Time goes up across agents, and faster than pods are enrolled.
-            next_enrolment: boot_ns(),
-            foreign,
-        }
-    }
-
-    /// Runs until `shutdown`.
-    pub(super) async fn run(
-        mut self,
-        mut wanted: watch::Receiver<Arc<[WantedPod]>>,
-        leftovers: Leftovers,
-        shutdown: CancellationToken,
-    ) {
-        let mut watches = match Watches::new() {
+        let kernel = Arc::clone(&acceptor.kernel);
+        let watches = match Watches::new(root.path().to_owned()) {
             Ok(watches) => Some(watches),
             Err(error) => {
                 warn!(%error, "no inotify: new pods are noticed at the next rescan only");
                 None
             }
         };
-        let first = wanted.borrow_and_update().clone();
-        self.want(&first);
-        self.tag_present();
-        self.settle_leftovers(leftovers);
-        // Every wanted pod is refused or unknown by now; the heartbeat can only turn refusals into redirects.
-        let beating = heartbeat::start(Arc::clone(&self.kernel));
-        self.visit_all().await;
-        // Also where there is no pod: that the first look has been is news.
-        self.status.send_modify(|_| ());
+        // Time goes up across agents, and faster than pods are enrolled.
+        let first_enrolment = boot_ns();
+        Self {
+            // What an earlier agent's programs refused was for it to say.
+            foreign: foreign_connects(&kernel),
+            kernel,
+            root,
+            acceptor,
+            status,
+            changed: true,
+            listeners: TaskTracker::new(),
+            places: BTreeMap::new(),
+            watches,
+            severer,
+            chores: BTreeSet::new(),
+            first_enrolment,
+            next_enrolment: first_enrolment,
+            tenure: Tenure::new(retired),
+            beating: None,
+        }
+    }
 
+    /// Runs until `shutdown`.
+    pub(super) async fn run(mut self, mut sources: Sources, shutdown: CancellationToken) {
+        self.begin(&mut sources).await;
+        let mut grown = self.kernel.api_servers_grown();
         let mut rescan = interval(RESCAN);
         rescan.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut sources_live = true;
+        rescan.reset();
+        let (mut sources_live, mut leftovers_live) = (true, true);
         loop {
-            if let Some(watches) = &mut watches {
-                let cgroups = self.places.keys().map(PathBuf::as_path);
-                if watches.follow(self.root.path(), cgroups) {
-                    self.visit_all().await;
-                }
-            }
             self.publish();
             tokio::select! {
-                () = shutdown.cancelled() => break,
-                changed = wanted.changed(), if sources_live => {
+                () = shutdown.cancelled(), if self.tenure.may_end() => break,
+                changed = sources.wanted.changed(), if sources_live => {
                     // A source that has ended leaves what it wanted last.
                     sources_live = changed.is_ok();
-                    let now = wanted.borrow_and_update().clone();
-                    self.want(&now);
-                    self.tag_present();
-                    self.visit_all().await;
+                    self.heed(&mut sources).await;
                 }
-                change = changed(watches.as_mut()) => match change {
-                    Ok(Change::At(paths)) => self.visit_below(&paths.into_iter().collect::<Vec<_>>()).await,
+                changed = sources.leftovers.changed(), if leftovers_live => {
+                    leftovers_live = changed.is_ok();
+                    self.heed(&mut sources).await;
+                    self.settle_leftovers(*sources.leftovers.borrow());
+                }
+                change = changed(self.watches.as_mut()) => match change {
+                    Ok(Change::At(paths)) => self.visit_below(&paths).await,
                     Ok(Change::Everything) => self.visit_all().await,
                     Err(error) => {
                         warn!(%error, "inotify failed: new pods are noticed at the next rescan only");
-                        watches = None;
+                        self.watches = None;
                     }
                 },
-                () = due(&self.revisits) => self.revisit().await,
+                // The kernel lives as long as this does, and so does its sender.
+                Ok(()) = grown.changed() => {
+                    let all: Vec<PathBuf> = self.places.keys().cloned().collect();
+                    self.sever(all);
+                }
+                Some(request) = sources.orders.recv() => self.obey(request, &sources.leftovers).await,
+                () = self.tenure.grace() => self.watch_grace(),
+                () = due(&self.chores) => self.do_chores().await,
                 _ = rescan.tick() => self.visit_all().await,
             }
         }
-        // Before the heartbeat is withdrawn, which it would give again.
-        drop(beating);
         self.drain().await;
     }
 
-    /// Takes on what is wanted now, and lets go of what isn't any more.
-    fn want(&mut self, wanted: &[WantedPod]) {
+    /// Does what the sources say now.
+    async fn heed(&mut self, sources: &mut Sources) {
+        let now = sources.wanted.borrow_and_update().clone();
+        let new = self.want(&now);
+        self.tag_present(&new);
+        self.visit(new).await;
+    }
+
+    /// Takes on what is wanted now, and lets go of what isn't any more. Returns the pods that are new, or to be
+    /// enrolled anew.
+    pub(super) fn want(&mut self, wanted: &[WantedPod]) -> Vec<PathBuf> {
         let (wanted, refused) = plan::distinct(wanted);
         for pod in refused {
             error!(pod = %pod.name, session = %pod.session, cgroup = %pod.cgroup.display(),
                 "another session has the pod's cgroup already: ignored");
         }
+        let mut new = Vec::new();
         let mut old = std::mem::take(&mut self.places);
         for wanted in wanted {
             let state = match old.remove(&wanted.cgroup) {
-                Some(place) if place.wanted == wanted => place.state,
+                Some(place) if place.wanted == wanted => {
+                    self.places.insert(wanted.cgroup.clone(), place);
+                    continue;
+                }
                 // To another session: it is enrolled anew, tagged throughout.
                 Some(mut place) => {
                     self.close(&mut place);
@@ -156,113 +202,123 @@ impl Enroller {
                 }
                 None => State::Absent,
             };
-            self.places.insert(wanted.cgroup.clone(), Place { wanted, state });
+            new.push(wanted.cgroup.clone());
+            let place = Place {
+                wanted,
+                state,
+                failures: 0,
+            };
+            self.places.insert(place.wanted.cgroup.clone(), place);
         }
-        for mut place in old.into_values() {
+        for (cgroup, mut place) in old {
             self.close(&mut place);
             self.untag(&mut place);
-        }
-    }
-
-    /// Tags whatever exists, before anything is asked of it that takes time.
-    fn tag_present(&mut self) {
-        let root = Arc::clone(&self.root);
-        let mut places = std::mem::take(&mut self.places);
-        for place in places.values_mut().filter(|place| place.state.tagged().is_none()) {
-            match root.descend(&place.wanted.cgroup) {
-                Ok(directory) => self.tag(place, directory.id()),
-                Err(error) if error.is_absent() => {}
-                Err(error) => place.state = State::Failed(error.to_string()),
+            if let Some(watches) = &mut self.watches {
+                watches.forget(&cgroup);
             }
         }
-        self.places = places;
+        self.changed = true;
+        new
     }
 
-    /// Pods that an earlier agent tagged and nobody wants. Done before the first heartbeat: the listeners that their
-    /// entries name are gone.
-    fn settle_leftovers(&self, leftovers: Leftovers) {
-        let settle = || -> Result<(), MapError> {
-            for (id, entry) in self.kernel.pods()? {
-                if self.places.values().any(|place| place.state.tagged() == Some(id)) {
-                    continue;
-                }
-                match leftovers {
-                    Leftovers::Untag => {
-                        info!(cgroup_id = id.0, "no longer tagged");
-                        self.kernel.remove_pod(id)?;
-                    }
-                    Leftovers::Refuse => {
-                        warn!(
-                            cgroup_id = id.0,
-                            "tagged by an earlier agent and not known to this one: refused"
-                        );
-                        let refused = PodEntry {
-                            port4: 0,
-                            port6: 0,
-                            ..entry
-                        };
-                        self.kernel.set_pod(id, &refused)?;
-                    }
-                }
-            }
-            Ok(())
-        };
-        if let Err(error) = settle() {
-            error!(%error, "pods of an earlier agent stay tagged");
-        }
-    }
-
-    async fn visit_all(&mut self) {
+    pub(super) async fn visit_all(&mut self) {
         let all = self.places.keys().cloned().collect();
         self.visit(all).await;
     }
 
     /// Visits the pods at and below these paths.
-    async fn visit_below(&mut self, paths: &[PathBuf]) {
-        let root = self.root.path();
-        let concerned = |cgroup: &&PathBuf| paths.iter().any(|path| root.join(cgroup).starts_with(path));
-        let cgroups = self.places.keys().filter(concerned).cloned().collect();
-        self.visit(cgroups).await;
+    async fn visit_below(&mut self, paths: &BTreeSet<PathBuf>) {
+        let mut concerned = BTreeSet::new();
+        for path in paths {
+            let Ok(relative) = path.strip_prefix(self.root.path()) else {
+                continue;
+            };
+            let from = (Bound::Included(relative), Bound::Unbounded);
+            let below = self.places.range::<Path, _>(from).map(|(cgroup, _)| cgroup);
+            concerned.extend(below.take_while(|cgroup| cgroup.starts_with(relative)).cloned());
+        }
+        self.visit(concerned.into_iter().collect()).await;
     }
 
-    async fn revisit(&mut self) {
+    async fn do_chores(&mut self) {
         let now = Instant::now();
-        let (due, later) = std::mem::take(&mut self.revisits)
-            .into_iter()
-            .partition(|(at, _)| *at <= now);
-        self.revisits = later;
-        let due: Vec<(Instant, PathBuf)> = due;
-        self.visit(due.into_iter().map(|(_, cgroup)| cgroup).collect()).await;
+        let later = self.chores.split_off(&(now, Chore::Visit, PathBuf::new()));
+        let due = std::mem::replace(&mut self.chores, later);
+        let (mut visits, mut severs) = (BTreeSet::new(), BTreeSet::new());
+        for (_, chore, cgroup) in due {
+            match chore {
+                Chore::Visit => visits.insert(cgroup),
+                Chore::Sever => severs.insert(cgroup),
+            };
+        }
+        self.queue_severing(severs);
+        self.visit(visits.into_iter().collect()).await;
+    }
+
+    /// Goes through the connections that these pods have, now and once more.
+    fn sever(&mut self, cgroups: Vec<PathBuf>) {
+        let again = Instant::now() + SEVER_AGAIN;
+        self.chores
+            .extend(cgroups.iter().map(|cgroup| (again, Chore::Sever, cgroup.clone())));
+        self.queue_severing(cgroups);
+    }
+
+    fn queue_severing(&self, cgroups: impl IntoIterator<Item = PathBuf>) {
+        for place in cgroups.into_iter().filter_map(|cgroup| self.places.get(&cgroup)) {
+            if place.state.tagged().is_some() {
+                self.severer.queue(place.wanted.clone());
+            }
+        }
     }
 
     /// Looks at these pods, and does what that calls for.
-    async fn visit(&mut self, cgroups: Vec<PathBuf>) {
+    pub(super) async fn visit(&mut self, cgroups: Vec<PathBuf>) {
         if cgroups.is_empty() {
             return;
         }
         self.note_foreign();
-        let root = Arc::clone(&self.root);
-        let looked = spawn_blocking(move || {
-            cgroups
-                .into_iter()
-                .map(|cgroup| (observe(&root, &cgroup), cgroup))
-                .collect::<Vec<_>>()
-        });
-        let observations = match looked.await {
-            Ok(observations) => observations,
-            Err(error) => {
-                error!(%error, "the pods could not be looked at");
-                return;
+        if let Some(watches) = &mut self.watches {
+            for cgroup in &cgroups {
+                watches.follow(cgroup);
             }
-        };
-        for (observation, cgroup) in observations {
-            // Gone from the wanted meanwhile? It isn't: only this task changes them.
-            let Some(mut place) = self.places.remove(&cgroup) else {
-                continue;
-            };
-            self.act(&mut place, observation).await;
-            self.places.insert(cgroup, place);
         }
+        let mut enrolling = Vec::new();
+        let mut jobs = Jobs::look(Arc::clone(&self.root), &cgroups);
+        while let Some(done) = jobs.next().await {
+            match done {
+                Ok(Done::Looked(looks)) => {
+                    for (cgroup, observation) in looks {
+                        // Gone from the wanted meanwhile? It isn't: only this task changes them.
+                        let Some(mut place) = self.places.remove(&cgroup) else {
+                            continue;
+                        };
+                        if let Some(job) = self.act(&mut place, observation) {
+                            enrolling.push(cgroup.clone());
+                            jobs.push(job);
+                        }
+                        self.places.insert(cgroup, place);
+                    }
+                }
+                Ok(Done::Listening {
+                    cgroup,
+                    id,
+                    netns,
+                    listeners,
+                }) => {
+                    let Some(mut place) = self.places.remove(&cgroup) else {
+                        continue;
+                    };
+                    let enrolled = listeners
+                        .map_err(|error| error.to_string())
+                        .and_then(|listeners| self.open(&mut place, id, netns, listeners));
+                    self.settle(&mut place, enrolled);
+                    self.places.insert(cgroup, place);
+                }
+                Err(error) => error!(%error, "the pods could not be looked at"),
+            }
+        }
+        // After them all: it can wait, and what can't is done.
+        self.sever(enrolling);
     }
 
     /// Says so when sockets of other namespaces than the enrolled were refused.
@@ -277,7 +333,8 @@ impl Enroller {
         self.foreign = foreign;
     }
 
-    async fn act(&mut self, place: &mut Place, observation: Observation) {
+    /// Does what a look calls for, as far as it takes no time.
+    fn act(&mut self, place: &mut Place, observation: Observation) -> Option<Job> {
         let known = place.state.known();
         let (step, id, netns) = match observation {
             Observation::Absent => (plan::step(known, Seen::Absent), None, None),
@@ -286,9 +343,11 @@ impl Enroller {
                 Some(directory.id()),
                 None,
             ),
-            Observation::Inhabited { directory, netns, all } => {
+            Observation::Inhabited { directory, namespaces } => {
                 let id = directory.id();
-                (plan::step(known, Seen::Inhabited(id, &all)), Some(id), Some(netns))
+                let ids: Vec<NetnsId> = namespaces.iter().map(super::netns::Netns::id).collect();
+                let step = plan::step(known, Seen::Inhabited(id, &ids));
+                (step, Some(id), namespaces.into_iter().next())
             }
             Observation::Failed { id, error } => {
                 if let Some(id) = id
@@ -298,8 +357,9 @@ impl Enroller {
                     self.untag(place);
                     self.tag(place, id);
                 }
+                self.changed = true;
                 place.fail(error);
-                return;
+                return None;
             }
         };
         place.state.forget_error();
@@ -314,128 +374,47 @@ impl Enroller {
         {
             self.tag(place, id);
         }
-        if let Some(netns) = netns
-            && step.enrol
-        {
-            self.enrol(place, netns).await;
+        // An agent that has yielded takes nothing on: the other does.
+        match (netns, place.state.tagged()) {
+            (Some(netns), Some(id)) if step.enrol && self.tenure.is_in_charge() => Some(Job::Listen {
+                cgroup: place.wanted.cgroup.clone(),
+                id,
+                netns,
+            }),
+            _ => None,
         }
     }
 
-    /// Makes an entry without listeners: connects to the API server are refused.
-    fn tag(&mut self, place: &mut Place, id: CgroupId) {
-        let entry = PodEntry::without_listener(self.enrolment());
-        place.state = match self.kernel.set_pod(id, &entry) {
-            Ok(()) => State::Tagged { id, error: None },
+    /// Sees to what comes after a pod was enrolled, or wasn't.
+    fn settle(&mut self, place: &mut Place, enrolled: Result<(), String>) {
+        let now = Instant::now();
+        let mut revisit = |delay: &Duration| {
+            self.chores
+                .insert((now + *delay, Chore::Visit, place.wanted.cgroup.clone()));
+        };
+        match enrolled {
+            Ok(()) => {
+                SETTLING.iter().for_each(revisit);
+                place.failures = 0;
+            }
             Err(error) => {
-                error!(%error, pod = %place.wanted.name, "the pod can't be tagged");
-                State::Failed(error.to_string())
-            }
-        };
-    }
-
-    async fn enrol(&mut self, place: &mut Place, netns: Netns) {
-        let Some(cgroup_id) = place.state.tagged() else { return };
-        let id = netns.id();
-        let listeners = match spawn_blocking(move || netns.listen()).await {
-            Ok(Ok(listeners)) => listeners,
-            Ok(Err(error)) => return place.fail(error.to_string()),
-            Err(error) => return place.fail(error.to_string()),
-        };
-        match self.open(place, cgroup_id, listeners) {
-            Ok((pod, enrolment)) => {
-                info!(pod = %place.wanted.name, session = %place.wanted.session, cgroup_id = cgroup_id.0, "enrolled");
-                place.state = State::Enrolled {
-                    pod,
-                    enrolment,
-                    netns: id,
-                };
-                let now = Instant::now();
-                let cgroup = &place.wanted.cgroup;
-                self.revisits
-                    .extend(SETTLING.iter().map(|delay| (now + *delay, cgroup.clone())));
-            }
-            Err(error) => place.fail(error),
-        }
-    }
-
-    /// Puts listeners to work, and then the kernel programs to using them.
-    fn open(
-        &mut self,
-        place: &Place,
-        cgroup_id: CgroupId,
-        listeners: Listeners,
-    ) -> Result<(Arc<EnrolledPod>, u64), String> {
-        let text = |error: std::io::Error| error.to_string();
-        let enrolment = self.enrolment();
-        let v4 = TcpListener::from_std(listeners.v4).map_err(text)?;
-        let v6 = listeners.v6.map(TcpListener::from_std).transpose().map_err(text)?;
-        let port_of = |listener: &TcpListener| listener.local_addr().map(|address| address.port()).map_err(text);
-        let port4 = port_of(&v4)?;
-        let port6 = v6.as_ref().map_or(Ok(0), port_of)?;
-        let entry = PodEntry {
-            netns_cookie: listeners.cookie.0,
-            enrolment,
-            port4,
-            port6,
-            reserved: 0,
-        };
-
-        let pod = Arc::new(EnrolledPod {
-            wanted: place.wanted.clone(),
-            cgroup_id,
-            gone: CancellationToken::new(),
-        });
-        self.kernel
-            .set_pod(cgroup_id, &entry)
-            .map_err(|error| error.to_string())?;
-        for (listener, port) in [(Some(v4), port4), (v6, port6)] {
-            if let Some(listener) = listener {
-                let place = Post {
-                    pod: Arc::clone(&pod),
-                    enrolment,
-                    netns: listeners.cookie,
-                    port,
-                };
-                self.listeners.spawn(self.acceptor.clone().run(listener, place));
+                SETTLING.get(place.failures).into_iter().for_each(&mut revisit);
+                place.failures += 1;
+                place.fail(error);
             }
         }
-        Ok((pod, enrolment))
+        self.changed = true;
     }
 
-    /// Takes the listeners away, first from the kernel programs, and ends the pod's connections.
-    fn close(&self, place: &mut Place) {
-        let State::Enrolled { pod, enrolment, .. } = &place.state else {
+    pub(super) fn statuses(&self) -> Arc<[PodStatus]> {
+        self.places.values().map(Place::status).collect()
+    }
+
+    fn publish(&mut self) {
+        if !std::mem::take(&mut self.changed) {
             return;
-        };
-        info!(pod = %place.wanted.name, session = %pod.wanted.session, cgroup_id = pod.cgroup_id.0, "no longer enrolled");
-        let silenced = self
-            .kernel
-            .set_pod(pod.cgroup_id, &PodEntry::without_listener(*enrolment));
-        if let Err(error) = silenced {
-            error!(%error, "the kernel programs still know a listener that closes now");
         }
-        pod.gone.cancel();
-        place.state = State::Tagged {
-            id: pod.cgroup_id,
-            error: None,
-        };
-    }
-
-    fn untag(&self, place: &mut Place) {
-        let Some(id) = place.state.tagged() else { return };
-        if let Err(error) = self.kernel.remove_pod(id) {
-            error!(%error, pod = %place.wanted.name, "the pod stays tagged, and refused");
-        }
-        place.state = State::Absent;
-    }
-
-    fn enrolment(&mut self) -> u64 {
-        self.next_enrolment += 1;
-        self.next_enrolment
-    }
-
-    fn publish(&self) {
-        let now: Arc<[PodStatus]> = self.places.values().map(Place::status).collect();
+        let now = self.statuses();
         self.status.send_if_modified(|last| {
             let modified = *last != now;
             *last = now;
@@ -444,15 +423,17 @@ impl Enroller {
     }
 
     /// Closes the listeners. Connections that were handed on are for others to end.
-    async fn drain(self) {
+    async fn drain(mut self) {
+        // Before the heartbeat is withdrawn, which it would give again.
+        self.beating = None;
         if let Err(error) = self.kernel.rest() {
             error!(%error, "the heartbeat can't be withdrawn");
         }
         for place in self.places.values() {
-            if let State::Enrolled { pod, enrolment, .. } = &place.state
+            if let State::Enrolled { pod, entry, .. } = &place.state
                 && let Err(error) = self
                     .kernel
-                    .set_pod(pod.cgroup_id, &PodEntry::without_listener(*enrolment))
+                    .set_pod(pod.cgroup_id, &PodEntry::without_listener(entry.enrolment))
             {
                 error!(%error, "the kernel programs still know a listener that closes now");
             }
@@ -460,6 +441,7 @@ impl Enroller {
         self.acceptor.closing.cancel();
         self.listeners.close();
         self.listeners.wait().await;
+        self.severer.stop().await;
     }
 }
 
@@ -477,10 +459,10 @@ async fn changed(watches: Option<&mut Watches>) -> std::io::Result<Change> {
     }
 }
 
-/// When the next revisit is due; never, where there is none.
-async fn due(revisits: &[(Instant, PathBuf)]) {
-    match revisits.iter().map(|(at, _)| *at).min() {
-        Some(at) => sleep_until(at).await,
+/// When the next chore is due; never, where there is none.
+async fn due(chores: &BTreeSet<(Instant, Chore, PathBuf)>) {
+    match chores.first() {
+        Some((at, ..)) => sleep_until(*at).await,
         None => std::future::pending().await,
     }
 }

@@ -1,4 +1,4 @@
-//! Network namespaces: knowing them, and entering one to make listeners. The only place that calls setns(2).
+//! Network namespaces: knowing them, and entering one to make sockets. The only place that calls setns(2).
 
 use std::{
     fs::File,
@@ -89,16 +89,21 @@ impl Netns {
     }
 
     /// Makes listeners in it. Blocks.
-    ///
-    /// A thread of its own enters, makes the sockets, and ends: it never has to find its way back, and a panic
-    /// takes nothing with it.
     pub(super) fn listen(&self) -> Result<Listeners, NetnsError> {
+        self.within(listeners)?
+    }
+
+    /// Does something in it, such as making a socket. Blocks.
+    ///
+    /// A thread of its own enters, does it, and ends: it never has to find its way back, and a panic takes nothing
+    /// with it.
+    pub(super) fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {
         thread::scope(|scope| {
             thread::Builder::new()
                 .name("netns".to_owned())
                 .spawn_scoped(scope, || {
                     self.enter()?;
-                    listeners()
+                    Ok(work())
                 })
                 .map_err(NetnsError::Thread)?
                 .join()

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use super::netns::{Netns, NetnsId};
+use super::netns::Netns;
 use crate::{
     kernel::cgroup::{CgroupDir, CgroupError, CgroupRoot},
     pod::CgroupId,
@@ -19,11 +19,9 @@ pub(super) enum Observation {
     Inhabited {
         /// The cgroup.
         directory: CgroupDir,
-        /// The namespace of its oldest process: in a pod the one that holds the namespace for the others, and not
-        /// one that a workload made later.
-        netns: Netns,
-        /// The namespaces of all its processes.
-        all: Vec<NetnsId>,
+        /// The namespaces of its processes, each once, never none. The first is that of the oldest process: in a pod
+        /// the one that holds the namespace for the others, and not one that a workload made later.
+        namespaces: Vec<Netns>,
     },
     /// It can't be looked at, or not into it.
     Failed {
@@ -59,7 +57,7 @@ fn inhabitants(directory: CgroupDir) -> Result<Observation, CgroupError> {
     if !directory.is_populated()? {
         return Ok(Observation::Empty(directory));
     }
-    let pids = directory.processes()?;
+    let pids = directory.processes(is_of_the_runtime)?;
     if !pids.is_empty() && pids.iter().all(|pid| *pid == 0) {
         // The kernel shows 0 for what it can't name here.
         let text = "its processes are in another PID namespace than the agent: give the agent's pod hostPID";
@@ -74,14 +72,27 @@ fn inhabitants(directory: CgroupDir) -> Result<Observation, CgroupError> {
         .filter_map(|pid| Some((start_time(pid)?, pid, Netns::of_process(pid).ok()?)))
         .collect();
     // A process may have ended since it was listed, and its number have gone to another one elsewhere.
-    let still = directory.processes()?;
+    let still = directory.processes(is_of_the_runtime)?;
     found.retain(|(_, pid, _)| still.contains(pid));
     found.sort_by_key(|(start, pid, _)| (*start, *pid));
-    let all = found.iter().map(|(_, _, netns)| netns.id()).collect();
-    Ok(match found.into_iter().next() {
-        Some((_, _, netns)) => Observation::Inhabited { directory, netns, all },
-        None => Observation::Empty(directory),
+    let mut namespaces: Vec<Netns> = Vec::new();
+    for (_, _, netns) in found {
+        if namespaces.iter().all(|known| known.id() != netns.id()) {
+            namespaces.push(netns);
+        }
+    }
+    Ok(if namespaces.is_empty() {
+        Observation::Empty(directory)
+    } else {
+        Observation::Inhabited { directory, namespaces }
     })
+}
+
+/// Whether a cgroup in a pod's holds a process that isn't of the pod, and whose namespace isn't the pod's: CRI-O puts
+/// each container's monitor there (`crio-conmon-<id>.scope` with the systemd driver, `crio-conmon-<id>` with cgroupfs,
+/// where `conmon_cgroup` is `pod`), which stays in the node's own namespace.
+fn is_of_the_runtime(cgroup: &str) -> bool {
+    cgroup.starts_with("crio-conmon-")
 }
 
 /// When a process started, in ticks since boot; none for one that has ended.
@@ -118,6 +129,16 @@ mod tests {
     #[case("", None)]
     fn start_times(#[case] stat: &str, #[case] expected: Option<u64>) {
         assert_eq!(start_time_in(stat), expected);
+    }
+
+    #[rstest]
+    #[case("crio-conmon-5e3a.scope", true)]
+    #[case("crio-conmon-5e3a", true)]
+    #[case("crio-5e3a.scope", false)]
+    #[case("cri-containerd-5e3a.scope", false)]
+    #[case("conmon", false)]
+    fn the_runtimes_own_are_known(#[case] cgroup: &str, #[case] expected: bool) {
+        assert_eq!(is_of_the_runtime(cgroup), expected);
     }
 
     #[test]

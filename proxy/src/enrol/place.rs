@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use tracing::warn;
+use understudy_common::PodEntry;
 
 use super::{PodState, PodStatus, netns::NetnsId, plan::Known};
 use crate::pod::{CgroupId, EnrolledPod, WantedPod};
@@ -12,6 +13,8 @@ use crate::pod::{CgroupId, EnrolledPod, WantedPod};
 pub(super) struct Place {
     pub(super) wanted: WantedPod,
     pub(super) state: State,
+    /// How often enrolling it has failed since it last succeeded.
+    pub(super) failures: usize,
 }
 
 /// How far it has come.
@@ -24,7 +27,7 @@ pub(super) enum State {
     },
     Enrolled {
         pod: Arc<EnrolledPod>,
-        enrolment: u64,
+        entry: PodEntry,
         netns: NetnsId,
     },
     Failed(String),

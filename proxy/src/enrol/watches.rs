@@ -2,7 +2,7 @@
 //! the clock catches what this might miss.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap},
     io,
     path::{Path, PathBuf},
 };
@@ -15,65 +15,81 @@ use super::notifier::Notifier;
 /// The file of a cgroup that the kernel reports changes of.
 const EVENTS: &str = "cgroup.events";
 
+/// How often a cgroup is looked at again because, while it was put under watch, more of its path came to be. Every
+/// time a level deeper; the rescan looks after what is made faster than that.
+const ROUNDS: usize = 40;
+/// How often putting it under watch may fail, since what existed is gone, or since the system grants no more watches.
+const FAILURES: u32 = 3;
+
 /// What may have changed.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Change {
     /// The cgroups at these paths, and those below.
-    At(HashSet<PathBuf>),
+    At(BTreeSet<PathBuf>),
     /// Anything.
     Everything,
 }
 
-/// The watches on a set of cgroups.
+/// The watches on a set of cgroups. What a change costs grows with what changed, not with how much is watched.
 #[derive(Debug)]
 pub(super) struct Watches {
     notifier: Notifier,
-    paths: HashMap<PathBuf, WatchDescriptor>,
+    root: PathBuf,
+    /// For each cgroup that is followed, what is watched for it.
+    followed: HashMap<PathBuf, Vec<PathBuf>>,
+    paths: HashMap<PathBuf, Watch>,
+    descriptors: HashMap<WatchDescriptor, PathBuf>,
+}
+
+/// A path under watch.
+#[derive(Debug)]
+struct Watch {
+    /// For how many cgroups.
+    users: usize,
+    /// None where it couldn't be watched, or has vanished.
+    descriptor: Option<WatchDescriptor>,
 }
 
 impl Watches {
-    pub(super) fn new() -> io::Result<Self> {
+    /// For cgroups below `root`.
+    pub(super) fn new(root: PathBuf) -> io::Result<Self> {
         Ok(Self {
             notifier: Notifier::new()?,
+            root,
+            followed: HashMap::new(),
             paths: HashMap::new(),
+            descriptors: HashMap::new(),
         })
     }
 
-    /// Watches these cgroups, whether they exist or not, and no others. True where something came under watch
-    /// that wasn't: it may have changed before, and wants another look.
-    pub(super) fn follow<'a>(&mut self, root: &Path, cgroups: impl Iterator<Item = &'a Path>) -> bool {
-        let wanted: HashSet<PathBuf> = cgroups.flat_map(|cgroup| watched_for(root, cgroup)).collect();
-        let unwanted: Vec<PathBuf> = self
-            .paths
-            .keys()
-            .filter(|path| !wanted.contains(*path))
-            .cloned()
-            .collect();
-        for path in unwanted {
-            if let Some(descriptor) = self.paths.remove(&path) {
-                // It may be gone by itself, with what it watched.
-                let _gone = self.notifier.inotify().rm_watch(descriptor);
+    /// Watches a cgroup, whether it exists or not: to be done before each look at it, and again after a change of
+    /// it, for what there is to watch changes with it.
+    pub(super) fn follow(&mut self, cgroup: &Path) {
+        let mut failures = 0;
+        // What was made between finding out what exists and watching it was made unseen.
+        for _ in 0..ROUNDS {
+            let wanted = watched_for(&self.root, cgroup);
+            let watching = |path: &PathBuf| self.paths.get(path).is_some_and(|watch| watch.descriptor.is_some());
+            if self.followed.get(cgroup) == Some(&wanted) && wanted.iter().all(watching) {
+                return;
+            }
+            let mut failed = false;
+            for path in &wanted {
+                failed |= !self.watch(path);
+            }
+            let before = self.followed.insert(cgroup.to_owned(), wanted);
+            before.into_iter().flatten().for_each(|path| self.release(&path));
+            failures += u32::from(failed);
+            if failures == FAILURES {
+                return;
             }
         }
-        let mut new = false;
-        for path in wanted {
-            if self.paths.contains_key(&path) {
-                continue;
-            }
-            let flags = if path.ends_with(EVENTS) {
-                AddWatchFlags::IN_MODIFY
-            } else {
-                AddWatchFlags::IN_CREATE | AddWatchFlags::IN_DELETE | AddWatchFlags::IN_ONLYDIR
-            };
-            match self.notifier.inotify().add_watch(&path, flags) {
-                Ok(descriptor) => {
-                    self.paths.insert(path, descriptor);
-                    new = true;
-                }
-                Err(errno) => debug!(path = %path.display(), %errno, "not watched"),
-            }
-        }
-        new
+    }
+
+    /// Watches a cgroup no longer.
+    pub(super) fn forget(&mut self, cgroup: &Path) {
+        let watched = self.followed.remove(cgroup);
+        watched.into_iter().flatten().for_each(|path| self.release(&path));
     }
 
     /// Waits for the next changes.
@@ -82,21 +98,63 @@ impl Watches {
         Ok(self.digest(&events))
     }
 
+    /// False where the path can't be watched.
+    fn watch(&mut self, path: &Path) -> bool {
+        let watch = self.paths.entry(path.to_owned()).or_insert(Watch {
+            users: 0,
+            descriptor: None,
+        });
+        watch.users += 1;
+        if watch.descriptor.is_some() {
+            return true;
+        }
+        let flags = if path.ends_with(EVENTS) {
+            AddWatchFlags::IN_MODIFY
+        } else {
+            AddWatchFlags::IN_CREATE | AddWatchFlags::IN_DELETE | AddWatchFlags::IN_ONLYDIR
+        };
+        match self.notifier.inotify().add_watch(path, flags) {
+            Ok(descriptor) => {
+                watch.descriptor = Some(descriptor);
+                self.descriptors.insert(descriptor, path.to_owned());
+                true
+            }
+            Err(errno) => {
+                debug!(path = %path.display(), %errno, "not watched");
+                false
+            }
+        }
+    }
+
+    fn release(&mut self, path: &Path) {
+        let Some(watch) = self.paths.get_mut(path) else { return };
+        watch.users -= 1;
+        if watch.users > 0 {
+            return;
+        }
+        let descriptor = watch.descriptor;
+        self.paths.remove(path);
+        if let Some(descriptor) = descriptor {
+            self.descriptors.remove(&descriptor);
+            // It may be gone by itself, with what it watched.
+            let _gone = self.notifier.inotify().rm_watch(descriptor);
+        }
+    }
+
     fn digest(&mut self, events: &[InotifyEvent]) -> Change {
-        let mut paths = HashSet::new();
+        let mut paths = BTreeSet::new();
         for event in events {
             if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
                 return Change::Everything;
             }
-            let Some(path) = self
-                .paths
-                .iter()
-                .find_map(|(path, wd)| (*wd == event.wd).then(|| path.clone()))
-            else {
+            let Some(path) = self.descriptors.get(&event.wd).cloned() else {
                 continue;
             };
             if event.mask.contains(AddWatchFlags::IN_IGNORED) {
-                self.paths.remove(&path);
+                self.descriptors.remove(&event.wd);
+                if let Some(watch) = self.paths.get_mut(&path) {
+                    watch.descriptor = None;
+                }
             }
             match &event.name {
                 Some(name) => paths.insert(path.join(name)),
@@ -120,4 +178,75 @@ fn watched_for(root: &Path, cgroup: &Path) -> Vec<PathBuf> {
         watched.push(path.join(EVENTS));
     }
     watched
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The file system of a test stands in for the cgroups'.
+    struct Tree {
+        directory: tempfile::TempDir,
+        watches: Watches,
+    }
+
+    impl Tree {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let watches = Watches::new(directory.path().to_owned()).unwrap();
+            Self { directory, watches }
+        }
+
+        fn make(&self, cgroup: &str) {
+            let path = self.directory.path().join(cgroup);
+            std::fs::create_dir_all(&path).unwrap();
+            std::fs::write(path.join(EVENTS), "populated 0\n").unwrap();
+        }
+
+        async fn hears(&mut self, path: &str) {
+            let expected = self.directory.path().join(path);
+            loop {
+                match self.watches.changed().await.unwrap() {
+                    Change::At(paths) if paths.contains(&expected) => return,
+                    Change::At(_) => {}
+                    Change::Everything => panic!("an overflow"),
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_cgroup_is_followed_from_before_it_exists_to_its_second_life() {
+        let mut tree = Tree::new();
+        let cgroup = Path::new("a/b/pod");
+        tree.watches.follow(cgroup);
+        for _life in 0..2 {
+            tree.make("a/b/pod");
+            tree.hears("a").await;
+            tree.watches.follow(cgroup);
+            std::fs::write(tree.directory.path().join("a/b/pod").join(EVENTS), "populated 1\n").unwrap();
+            tree.hears("a/b/pod").await;
+            std::fs::remove_dir_all(tree.directory.path().join("a")).unwrap();
+            tree.hears("a/b/pod").await;
+            tree.watches.follow(cgroup);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_followed_no_longer_is_watched_no_longer() {
+        let mut tree = Tree::new();
+        tree.make("slice/one");
+        tree.make("slice/two");
+        tree.watches.follow(Path::new("slice/one"));
+        tree.watches.follow(Path::new("slice/two"));
+        tree.watches.follow(Path::new("slice/two"));
+        assert_eq!(tree.watches.paths.len(), 3, "their parent, and each one's events");
+        tree.watches.forget(Path::new("slice/one"));
+        assert_eq!(tree.watches.paths.len(), 2);
+        tree.make("slice/three");
+        tree.hears("slice/three").await;
+        tree.watches.forget(Path::new("slice/two"));
+        tree.watches.forget(Path::new("slice/never"));
+        assert!(tree.watches.paths.is_empty() && tree.watches.descriptors.is_empty());
+    }
 }

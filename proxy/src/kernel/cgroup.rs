@@ -2,6 +2,7 @@
 //! leaving it.
 
 use std::{
+    collections::HashSet,
     fs::File,
     io,
     os::{
@@ -35,7 +36,10 @@ pub enum CgroupError {
     #[error("{0} is not a cgroup v2 directory: give --cgroup-root one under cgroup v2's mount")]
     NotCgroup2(PathBuf),
     /// The kubelet's cgroup isn't where it usually is.
-    #[error("no kubepods or kubepods.slice in {0}: give --cgroup-root the root of the pods' cgroup tree")]
+    #[error(
+        "no pods' cgroup tree (kubepods, kubepods.slice, or either below the kubelet's) in {0}: give --cgroup-root its \
+         root; in a container, mount the node's /sys/fs/cgroup (hostPath)"
+    )]
     NoPods(PathBuf),
     /// A pod's cgroup must lie under the root.
     #[error("{0:?} is not a path below the cgroup root: give it relative, without '.' and '..'")]
@@ -63,18 +67,29 @@ impl CgroupError {
     }
 }
 
-/// Finds the root of the pods' cgroup tree, as the kubelet makes it with the cgroupfs driver or the systemd driver
-/// (`k8s.io/kubernetes/pkg/kubelet/cm`, `defaultNodeAllocatableCgroupName`).
+/// Where the kubelet puts the pods below the root of cgroup v2: with the cgroupfs driver or the systemd driver
+/// (`k8s.io/kubernetes/pkg/kubelet/cm`, `defaultNodeAllocatableCgroupName`), and below the kubelet's own cgroup where
+/// it is given one (`--cgroup-root=/kubelet`), as kind's nodes are.
+const PODS: [&str; 4] = [
+    "kubepods",
+    "kubepods.slice",
+    "kubelet/kubepods",
+    "kubelet.slice/kubelet-kubepods.slice",
+];
+
+/// Finds the root of the pods' cgroup tree, in whichever mount of cgroup v2 shows it: a container sees its own cgroup
+/// at `/sys/fs/cgroup`, and the node's where the node's directory is mounted.
 ///
 /// # Errors
 /// Where there is none, or no cgroup v2.
 pub fn pods_root() -> Result<PathBuf, CgroupError> {
-    let mount = mount_point()?;
-    ["kubepods", "kubepods.slice"]
-        .map(|name| mount.join(name))
-        .into_iter()
-        .find(|path| path.is_dir())
-        .ok_or(CgroupError::NoPods(mount))
+    let points = mount_points()?;
+    pods_below(&points).ok_or_else(|| CgroupError::NoPods(points.into_iter().next().unwrap_or_default()))
+}
+
+fn pods_below(points: &[PathBuf]) -> Option<PathBuf> {
+    let candidates = points.iter().flat_map(|point| PODS.map(|name| point.join(name)));
+    candidates.into_iter().find(|path| path.is_dir())
 }
 
 /// Finds the mount point of cgroup v2, in the unified layout (`/sys/fs/cgroup`) or the hybrid one
@@ -83,20 +98,22 @@ pub fn pods_root() -> Result<PathBuf, CgroupError> {
 /// # Errors
 /// Where there is none, or the mounts can't be read.
 pub fn mount_point() -> Result<PathBuf, CgroupError> {
+    mount_points()?.into_iter().next().ok_or(CgroupError::NotMounted)
+}
+
+/// The usual place first, and what lies less deep. Never none.
+fn mount_points() -> Result<Vec<PathBuf>, CgroupError> {
     let path = Path::new("/proc/self/mountinfo");
     let text = std::fs::read_to_string(path).map_err(|source| CgroupError::Io {
         path: path.to_owned(),
         source,
     })?;
-    mounts(&text)
-        .min_by_key(|mount| {
-            (
-                !mount.point.starts_with("/sys/fs/cgroup"),
-                mount.point.components().count(),
-            )
-        })
-        .map(|mount| mount.point)
-        .ok_or(CgroupError::NotMounted)
+    let mut points: Vec<PathBuf> = mounts(&text).map(|mount| mount.point).collect();
+    points.sort_by_key(|point| (!point.starts_with("/sys/fs/cgroup"), point.components().count()));
+    if points.is_empty() {
+        return Err(CgroupError::NotMounted);
+    }
+    Ok(points)
 }
 
 /// The root of the pods' cgroup tree.
@@ -229,11 +246,12 @@ impl CgroupDir {
             .collect())
     }
 
-    /// The processes in it and below. They come and go meanwhile.
+    /// The processes in it and below, but for cgroups whose name is to be left out, and what is below those. They come
+    /// and go meanwhile.
     ///
     /// # Errors
     /// Where the cgroup is gone ([`CgroupError::is_absent`]) or can't be read.
-    pub fn processes(&self) -> Result<Vec<i32>, CgroupError> {
+    pub fn processes(&self, leave_out: fn(&str) -> bool) -> Result<Vec<i32>, CgroupError> {
         let mut processes = match self.own_processes() {
             // A threaded cgroup lists its threads only, and belongs to a domain above that lists the processes.
             Err(CgroupError::Io { source, .. }) if source.raw_os_error() == Some(Errno::EOPNOTSUPP as i32) => {
@@ -242,13 +260,36 @@ impl CgroupDir {
             other => other?,
         };
         for child in self.children()? {
-            match child.processes() {
+            if child.name().is_some_and(leave_out) {
+                continue;
+            }
+            match child.processes(leave_out) {
                 Ok(below) => processes.extend(below),
                 Err(error) if error.is_absent() => {}
                 Err(error) => return Err(error),
             }
         }
         Ok(processes)
+    }
+
+    fn name(&self) -> Option<&str> {
+        self.path.file_name()?.to_str()
+    }
+
+    /// Its id, and those of all cgroups below.
+    ///
+    /// # Errors
+    /// Where they can't be read. What has gone is no error.
+    pub fn subtree(&self) -> Result<HashSet<CgroupId>, CgroupError> {
+        let mut ids = HashSet::from([self.id]);
+        let children = match self.children() {
+            Err(error) if error.is_absent() => Vec::new(),
+            children => children?,
+        };
+        for child in children {
+            ids.extend(child.subtree()?);
+        }
+        Ok(ids)
     }
 
     fn children(&self) -> Result<Vec<Self>, CgroupError> {
@@ -305,6 +346,25 @@ mod tests {
     #[case("./pod1", None)]
     fn pods_lie_below_the_root(#[case] path: &str, #[case] expected: Option<usize>) {
         assert_eq!(depth_below(Path::new(path)).ok(), expected);
+    }
+
+    #[rstest]
+    #[case::cgroupfs(&["kubepods"], Some("kubepods"))]
+    #[case::systemd(&["kubepods.slice", "system.slice"], Some("kubepods.slice"))]
+    #[case::kind_cgroupfs(&["kubelet/kubepods", "init.scope"], Some("kubelet/kubepods"))]
+    #[case::kind_systemd(&["kubelet.slice/kubelet-kubepods.slice"], Some("kubelet.slice/kubelet-kubepods.slice"))]
+    #[case::the_kubelets_own_alone(&["kubelet", "kubelet.slice/kubelet-other.slice"], None)]
+    #[case::nothing(&["system.slice"], None)]
+    fn layouts(#[case] made: &[&str], #[case] expected: Option<&str>) {
+        let tree = tempfile::tempdir().unwrap();
+        // A container's own cgroup, which comes first and holds no pods.
+        let (own, node) = (tree.path().join("own"), tree.path().join("node"));
+        std::fs::create_dir(&own).unwrap();
+        for name in made {
+            std::fs::create_dir_all(node.join(name)).unwrap();
+        }
+        let found = pods_below(&[own, node.clone()]);
+        assert_eq!(found, expected.map(|name| node.join(name)));
     }
 
     #[test]

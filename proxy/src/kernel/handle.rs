@@ -4,15 +4,17 @@ use std::{
     collections::BTreeSet,
     fmt,
     net::SocketAddr,
-    sync::{Mutex, MutexGuard, PoisonError},
+    ops::RangeInclusive,
+    sync::{Mutex, MutexGuard, PoisonError, RwLock},
     time::Duration,
 };
 
 use aya::maps::{Array, HashMap, MapData, PerCpuArray};
+use tokio::sync::watch;
 use tracing::warn;
 use understudy_common::{Endpoint, FLOW_LIFETIME_NS, FlowKey, FlowRecord, Heartbeat, LAYOUT_VERSION, PodEntry, map};
 
-use super::{Counters, MapError, boot_ns, pins::Pins};
+use super::{Counters, MapError, PinError, boot_ns, pins::Pins};
 use crate::pod::{CgroupId, ClientAddr, NetnsCookie, OriginalDst};
 
 /// How many records a sweep looks at.
@@ -27,7 +29,15 @@ pub struct Kernel {
     pub(super) heartbeat: Mutex<Array<MapData, Heartbeat>>,
     pub(super) counters: PerCpuArray<MapData, u64>,
     pub(super) max_age: Duration,
-    /// Claimed for as long as this agent is the one that writes the maps.
+    /// Goes up whenever an address comes to the API server's.
+    pub(super) api_servers_grown: watch::Sender<u64>,
+    /// What [`Kernel::set_api_servers`] was told last.
+    pub(super) declared: Mutex<BTreeSet<SocketAddr>>,
+    /// Whether the pods' entries are another agent's, which keeps what it finds.
+    pub(super) succeeds: bool,
+    /// Whether this agent is the one that writes the maps. Held to read while something is written.
+    pub(super) in_charge: RwLock<bool>,
+    /// Claimed for as long as it is.
     pub(super) pins: Pins,
 }
 
@@ -37,6 +47,17 @@ impl fmt::Debug for Kernel {
             .field("pins", &self.pins)
             .finish_non_exhaustive()
     }
+}
+
+/// Why an agent that has yielded can't go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ResumeError {
+    /// The pin directory isn't to be had.
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    /// A map.
+    #[error(transparent)]
+    Map(#[from] MapError),
 }
 
 /// A connection as the kernel recorded it.
@@ -86,15 +107,49 @@ fn ignore_absent(result: Result<(), aya::maps::MapError>) -> Result<bool, aya::m
     }
 }
 
+/// The agent that has yielded reads, takes the flows of its own listeners, and beats; of the rest of what follows it
+/// writes nothing, and that is no error. Another agent writes it.
 impl Kernel {
-    /// Tags a pod, or replaces its entry.
+    /// Tags a pod, or replaces its entry, in one step.
     ///
     /// # Errors
     /// Where the map can't be written, being full for one.
     pub fn set_pod(&self, pod: CgroupId, entry: &PodEntry) -> Result<(), MapError> {
-        lock(&self.pods)
-            .insert(pod.0, entry, 0)
+        self.if_in_charge(|| lock(&self.pods).insert(pod.0, entry, 0))
             .map_err(MapError::of(map::PODS))
+    }
+
+    /// Stops writing, and gives the pin directory up to another agent.
+    pub fn yield_up(&self) {
+        let mut in_charge = self.in_charge.write().unwrap_or_else(PoisonError::into_inner);
+        *in_charge = false;
+        self.pins.release();
+    }
+
+    /// Undoes [`yield_up`](Self::yield_up), when the other agent came to nothing. Of what that one wrote, the API
+    /// server's addresses are set right; the pods' entries are for the caller.
+    ///
+    /// # Errors
+    /// Where another agent has the pin directory, or the map can't be written.
+    pub fn resume(&self) -> Result<(), ResumeError> {
+        {
+            let mut in_charge = self.in_charge.write().unwrap_or_else(PoisonError::into_inner);
+            self.pins.reclaim()?;
+            *in_charge = true;
+        }
+        let declared = lock(&self.declared).clone();
+        Ok(self.set_api_servers(&declared)?)
+    }
+
+    /// Whether this agent took over from one that runs: what that one wrote is in force until it is replaced.
+    #[must_use]
+    pub const fn succeeds(&self) -> bool {
+        self.succeeds
+    }
+
+    fn if_in_charge<E>(&self, write: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
+        let in_charge = self.in_charge.read().unwrap_or_else(PoisonError::into_inner);
+        if *in_charge { write() } else { Ok(()) }
     }
 
     /// Unties a pod: its connects go straight through from now on.
@@ -102,9 +157,20 @@ impl Kernel {
     /// # Errors
     /// Where the map can't be written.
     pub fn remove_pod(&self, pod: CgroupId) -> Result<(), MapError> {
-        ignore_absent(lock(&self.pods).remove(&pod.0))
-            .map(drop)
+        self.if_in_charge(|| ignore_absent(lock(&self.pods).remove(&pod.0)).map(drop))
             .map_err(MapError::of(map::PODS))
+    }
+
+    /// Whether a pod is tagged, with or without listeners.
+    ///
+    /// # Errors
+    /// Where the map can't be read.
+    pub fn is_tagged(&self, pod: CgroupId) -> Result<bool, MapError> {
+        match lock(&self.pods).get(&pod.0, 0) {
+            Ok(_) => Ok(true),
+            Err(aya::maps::MapError::KeyNotFound) => Ok(false),
+            Err(error) => Err(MapError::of(map::PODS)(error)),
+        }
     }
 
     /// The tagged pods, as the kernel has them.
@@ -132,19 +198,44 @@ impl Kernel {
     /// # Errors
     /// Where the map can't be read or written, being full for one.
     pub fn set_api_servers(&self, addresses: &BTreeSet<SocketAddr>) -> Result<(), MapError> {
+        lock(&self.declared).clone_from(addresses);
         let wanted: Vec<Endpoint> = addresses.iter().map(|address| Endpoint::from(*address)).collect();
         let mut servers = lock(&self.api_servers);
-        let mut write = || -> Result<(), aya::maps::MapError> {
+        let mut grown = false;
+        let write = || -> Result<(), aya::maps::MapError> {
+            let before = servers.keys().collect::<Result<Vec<_>, _>>()?;
             for endpoint in &wanted {
                 servers.insert(endpoint, 1, 0)?;
             }
-            let present = servers.keys().collect::<Result<Vec<_>, _>>()?;
-            for endpoint in present.iter().filter(|endpoint| !wanted.contains(endpoint)) {
+            for endpoint in before.iter().filter(|endpoint| !wanted.contains(endpoint)) {
                 ignore_absent(servers.remove(endpoint))?;
             }
+            grown = wanted.iter().any(|endpoint| !before.contains(endpoint));
             Ok(())
         };
-        write().map_err(MapError::of(map::API_SERVERS))
+        self.if_in_charge(write).map_err(MapError::of(map::API_SERVERS))?;
+        if grown {
+            self.api_servers_grown.send_modify(|times| *times += 1);
+        }
+        Ok(())
+    }
+
+    /// Which addresses are the API server's, as the kernel has them.
+    ///
+    /// # Errors
+    /// Where the map can't be read.
+    pub fn api_servers(&self) -> Result<BTreeSet<SocketAddr>, MapError> {
+        lock(&self.api_servers)
+            .keys()
+            .map(|key| key.map(SocketAddr::from))
+            .collect::<Result<_, _>>()
+            .map_err(MapError::of(map::API_SERVERS))
+    }
+
+    /// Changes whenever an address has come to the API server's.
+    #[must_use]
+    pub fn api_servers_grown(&self) -> watch::Receiver<u64> {
+        self.api_servers_grown.subscribe()
     }
 
     /// A sign of life. To be given a few times in each [`Options::heartbeat_max_age`](super::Options).
@@ -152,6 +243,7 @@ impl Kernel {
     /// # Errors
     /// Where the map can't be written.
     pub fn beat(&self) -> Result<(), MapError> {
+        // Also one that has yielded: its listeners may still be in use, and they are served.
         self.write_heartbeat(boot_ns())
     }
 
@@ -160,7 +252,7 @@ impl Kernel {
     /// # Errors
     /// Where the map can't be written.
     pub fn rest(&self) -> Result<(), MapError> {
-        self.write_heartbeat(0)
+        self.if_in_charge(|| self.write_heartbeat(0))
     }
 
     fn write_heartbeat(&self, boot_ns: u64) -> Result<(), MapError> {
@@ -207,6 +299,21 @@ impl Kernel {
         flows
             .keys()
             .try_fold(0, |count, key| key.map(|_| count + 1))
+            .map_err(MapError::of(map::FLOWS))
+    }
+
+    /// How many connections are on their way to listeners of these enrolments.
+    ///
+    /// # Errors
+    /// Where the map can't be read.
+    pub fn flows_of(&self, enrolments: &RangeInclusive<u64>) -> Result<usize, MapError> {
+        let flows = lock(&self.flows);
+        flows
+            .iter()
+            .take(SWEEP_LIMIT)
+            .try_fold(0, |count, item| {
+                item.map(|(_, record)| count + usize::from(enrolments.contains(&record.enrolment)))
+            })
             .map_err(MapError::of(map::FLOWS))
     }
 

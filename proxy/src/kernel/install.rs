@@ -4,7 +4,7 @@
 use std::{
     os::fd::{AsFd as _, BorrowedFd},
     path::PathBuf,
-    sync::Mutex,
+    sync::{Mutex, RwLock},
     time::Duration,
 };
 
@@ -13,6 +13,7 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, PerCpuArray},
     programs::{Program, ProgramError},
 };
+use tokio::sync::watch;
 use understudy_common::{LAYOUT_VERSION, PROGRAMS, map};
 
 use super::{
@@ -90,6 +91,30 @@ impl Kernel {
     /// # Errors
     /// Names what is missing or refused. What was in force before stays so.
     pub fn install(root: &CgroupRoot, options: &Options) -> Result<Self, InstallError> {
+        let (object, kernel) = Self::prepare(options)?;
+        // From here on a tagged pod is refused, whichever agent's programs see it; and stays so until it has a
+        // listener of this agent and this agent's heartbeat.
+        kernel.rest()?;
+        kernel.silence_pods()?;
+        kernel.put_in_force(&object, root)?;
+        Ok(kernel)
+    }
+
+    /// As [`install`](Self::install), but in the place of an agent that runs, serves, and has
+    /// [yielded](Self::yield_up): its pods' entries stay as they are, and in force, until they are replaced; and it
+    /// beats until then.
+    ///
+    /// # Errors
+    /// As of [`install`](Self::install).
+    pub fn succeed(root: &CgroupRoot, options: &Options) -> Result<Self, InstallError> {
+        let (object, mut kernel) = Self::prepare(options)?;
+        kernel.succeeds = true;
+        kernel.put_in_force(&object, root)?;
+        Ok(kernel)
+    }
+
+    /// All that changes nothing in force.
+    fn prepare(options: &Options) -> Result<(Ebpf, Self), InstallError> {
         let pins = Pins::claim(&options.pin_dir)?;
         pins.check_maps()?;
         memlock::raise();
@@ -99,17 +124,16 @@ impl Kernel {
         }
         log::follow(&mut object);
         let kernel = take_maps(&mut object, pins, options)?;
+        Ok((object, kernel))
+    }
 
-        // From here on a tagged pod is refused, whichever agent's programs see it; and stays so until it has a
-        // listener of this agent and this agent's heartbeat.
-        kernel.rest()?;
-        kernel.silence_pods()?;
+    fn put_in_force(&self, object: &Ebpf, root: &CgroupRoot) -> Result<(), InstallError> {
         for name in PROGRAMS {
             let hook = attach_type(name).ok_or(InstallError::Missing(name))?;
-            link::put_in_force(&kernel.pins, root, name, program_fd(&object, name)?, hook)
+            link::put_in_force(&self.pins, root, name, program_fd(object, name)?, hook)
                 .map_err(|source| InstallError::Attach { name, source })?;
         }
-        Ok(kernel)
+        Ok(())
     }
 }
 
@@ -160,6 +184,10 @@ fn take_maps(object: &mut Ebpf, pins: Pins, options: &Options) -> Result<Kernel,
         heartbeat: Mutex::new(heartbeat),
         counters: PerCpuArray::try_from(take(object, map::COUNTERS)?).map_err(MapError::of(map::COUNTERS))?,
         max_age: options.heartbeat_max_age,
+        api_servers_grown: watch::Sender::new(0),
+        declared: Mutex::default(),
+        succeeds: false,
+        in_charge: RwLock::new(true),
         pins,
     })
 }

@@ -1,6 +1,6 @@
 //! Reading the mounts of cgroup v2 from the text of `/proc/self/mountinfo`.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// A mount of cgroup v2.
 #[derive(Debug, PartialEq, Eq)]
@@ -58,11 +58,19 @@ pub(super) fn level(mountinfo: &str, path: &Path) -> usize {
             let below = path.strip_prefix(&mount.point).ok()?;
             Some((
                 mount.point.components().count(),
-                mount.root.components().count() - 1 + below.components().count(),
+                named(&mount.root) + below.components().count(),
             ))
         })
         .max_by_key(|(specific, _)| *specific)
         .map_or(0, |(_, level)| level)
+}
+
+/// The levels in a mount's root. In a cgroup namespace, what lies above the namespace's own cgroup is shown by as many
+/// `..` as it takes to get there: the node's whole hierarchy as nothing but those.
+fn named(root: &Path) -> usize {
+    root.components()
+        .filter(|component| matches!(component, Component::Normal(_)))
+        .count()
 }
 
 #[cfg(test)]
@@ -79,6 +87,12 @@ mod tests {
 40 31 0:36 / /sys/fs/cgroup/unified rw,relatime shared:17 master:1 - cgroup2 cgroup2 rw
 ";
     const UNIFIED: &str = "30 24 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
+    /// A container's own cgroup, the node's hierarchy, and the pods' part of it, as seen in the container.
+    const CONTAINER: &str = "\
+40 31 0:26 / /sys/fs/cgroup ro,nosuid - cgroup2 cgroup rw
+41 31 0:26 /../../../.. /host/sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw
+42 31 0:26 /../../../../kubepods.slice /host/pods rw,nosuid - cgroup2 cgroup2 rw
+";
     const PART: &str = "30 24 0:26 /kubepods /mnt/a\\040b rw shared:4 - cgroup2 none rw\n";
 
     #[rstest]
@@ -103,6 +117,8 @@ mod tests {
     #[case(HYBRID, "/sys/fs/cgroup/unified/a/b", 2)]
     #[case(PART, "/mnt/a b", 1)]
     #[case(PART, "/mnt/a b/c", 2)]
+    #[case(CONTAINER, "/host/sys/fs/cgroup/kubelet/kubepods", 2)]
+    #[case(CONTAINER, "/host/pods/besteffort", 2)]
     #[case("", "/x", 0)]
     fn levels(#[case] mountinfo: &str, #[case] path: &str, #[case] expected: usize) {
         assert_eq!(level(mountinfo, Path::new(path)), expected);

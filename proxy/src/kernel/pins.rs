@@ -119,15 +119,30 @@ impl Pins {
             .mode(0o700)
             .create(directory)
             .map_err(failed)?;
-        let lock = File::open(directory).map_err(failed)?;
-        match lock.try_lock() {
-            Ok(()) => Ok(Self {
-                directory: directory.to_owned(),
-                lock,
+        let pins = Self {
+            directory: directory.to_owned(),
+            lock: File::open(directory).map_err(failed)?,
+        };
+        pins.reclaim()?;
+        Ok(pins)
+    }
+
+    /// Claims the directory after a [`release`](Self::release).
+    pub(super) fn reclaim(&self) -> Result<(), PinError> {
+        match self.lock.try_lock() {
+            Ok(()) => Ok(()),
+            Err(TryLockError::WouldBlock) => Err(PinError::InUse(self.directory.clone())),
+            Err(TryLockError::Error(source)) => Err(PinError::Directory {
+                path: self.directory.clone(),
+                source,
             }),
-            Err(TryLockError::WouldBlock) => Err(PinError::InUse(directory.to_owned())),
-            Err(TryLockError::Error(source)) => Err(failed(source)),
         }
+    }
+
+    /// Leaves the directory to another agent.
+    pub(super) fn release(&self) {
+        // Closing alone would leave the claim to a child process that is between fork and exec.
+        let _released = self.lock.unlock();
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {
@@ -176,8 +191,7 @@ impl Pins {
 
 impl Drop for Pins {
     fn drop(&mut self) {
-        // Closing alone would leave the claim to a child process that is between fork and exec.
-        let _released = self.lock.unlock();
+        self.release();
     }
 }
 

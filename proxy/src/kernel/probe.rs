@@ -9,7 +9,7 @@ use super::{
     install::{InstallError, load_program, load_unpinned, program_fd},
     link::attach_type,
     pins::check_bpffs,
-    sys,
+    sys, tcp,
 };
 
 /// What trying one thing showed.
@@ -30,8 +30,10 @@ pub struct Probe {
 pub enum Outcome {
     /// It works.
     Works,
-    /// It doesn't, for this reason.
+    /// It doesn't, for this reason, and the agent can't run without it.
     Fails(String),
+    /// It doesn't, for this reason, and the agent can do without it.
+    Lacks(String),
     /// It couldn't be tried, since something else failed first.
     Untried(String),
 }
@@ -83,7 +85,12 @@ const NEWER_KERNEL: &str = "run Linux 5.15 or later with CONFIG_BPF_SYSCALL and 
 /// Tries everything that the kernel side needs. Nothing is attached and nothing is left behind.
 #[must_use]
 pub fn all(cgroup_root: Option<&Path>, pin_dir: &Path) -> Vec<Probe> {
-    let mut probes = vec![cgroup2(cgroup_root), bpffs(pin_dir), netns_cookie()];
+    let mut probes = vec![
+        cgroup2(cgroup_root),
+        bpffs(pin_dir),
+        netns_cookie(),
+        ending_connections(),
+    ];
     probes.extend(programs());
     probes
 }
@@ -126,6 +133,20 @@ pub fn netns_cookie() -> Probe {
         outcome: cookie.map_or_else(|error| Outcome::Fails(error.to_string()), |_| Outcome::Works),
         loses: "telling whose connection a listener accepts",
         remedy: NEWER_KERNEL.to_owned(),
+    }
+}
+
+/// `SOCK_DESTROY`.
+#[must_use]
+pub fn ending_connections() -> Probe {
+    Probe {
+        feature: "ending connections (CONFIG_INET_DIAG_DESTROY)",
+        outcome: tcp::try_ending().map_or_else(|error| Outcome::Lacks(error.to_string()), |()| Outcome::Works),
+        loses: "ending the connections to the API server that a pod opened before it was tagged",
+        remedy:
+            "run a kernel with CONFIG_INET_DIAG_DESTROY, and give the agent CAP_NET_ADMIN; until then, restart pods \
+                 that are labelled while they run"
+                .to_owned(),
     }
 }
 

@@ -104,31 +104,31 @@ mod tests {
         Timestamp::from_second(seconds).unwrap()
     }
 
-    fn terms(expires_at: Option<i64>, idle_timeout: Option<u64>) -> Result<Terms, End> {
-        Ok(Terms {
+    fn terms(expires_at: Option<i64>, idle_timeout: Option<u64>) -> Terms {
+        Terms {
             expires_at: expires_at.map(seconds),
             idle_timeout: idle_timeout.map(Duration::from_secs),
             acts_as: None,
-        })
+        }
     }
 
     /// At 100, unused for 10 s.
     #[rstest]
-    #[case::first_seen(terms(None, None), None, Verdict::Begin(End::Changed))]
-    #[case::as_before(terms(None, None), SAME, Verdict::GoOn)]
-    #[case::acts_otherwise(terms(None, None), OTHERWISE, Verdict::Begin(End::Changed))]
-    #[case::made_again(terms(None, None), MADE_AGAIN, Verdict::Begin(End::Removed))]
+    #[case::first_seen(Ok(terms(None, None)), None, Verdict::Begin(End::Changed))]
+    #[case::as_before(Ok(terms(None, None)), SAME, Verdict::GoOn)]
+    #[case::acts_otherwise(Ok(terms(None, None)), OTHERWISE, Verdict::Begin(End::Changed))]
+    #[case::made_again(Ok(terms(None, None)), MADE_AGAIN, Verdict::Begin(End::Removed))]
     #[case::refused(Err(End::Refused), SAME, Verdict::End(End::Refused))]
     #[case::removed(Err(End::Removed), SAME, Verdict::End(End::Removed))]
-    #[case::in_time(terms(Some(101), None), SAME, Verdict::GoOn)]
-    #[case::at_its_time(terms(Some(100), None), SAME, Verdict::End(End::Expired))]
-    #[case::never_in_time(terms(Some(99), None), None, Verdict::End(End::Expired))]
-    #[case::used(terms(None, Some(11)), SAME, Verdict::GoOn)]
-    #[case::unused(terms(None, Some(10)), SAME, Verdict::End(End::Idle))]
-    #[case::was_idle_and_may_be_longer(terms(None, Some(11)), None, Verdict::Begin(End::Changed))]
-    #[case::still_idle(terms(None, Some(10)), None, Verdict::End(End::Idle))]
-    #[case::expired_and_idle(terms(Some(99), Some(1)), SAME, Verdict::End(End::Expired))]
-    #[case::over_and_acts_otherwise(terms(Some(99), None), OTHERWISE, Verdict::End(End::Expired))]
+    #[case::in_time(Ok(terms(Some(101), None)), SAME, Verdict::GoOn)]
+    #[case::at_its_time(Ok(terms(Some(100), None)), SAME, Verdict::End(End::Expired))]
+    #[case::never_in_time(Ok(terms(Some(99), None)), None, Verdict::End(End::Expired))]
+    #[case::used(Ok(terms(None, Some(11))), SAME, Verdict::GoOn)]
+    #[case::unused(Ok(terms(None, Some(10))), SAME, Verdict::End(End::Idle))]
+    #[case::was_idle_and_may_be_longer(Ok(terms(None, Some(11))), None, Verdict::Begin(End::Changed))]
+    #[case::still_idle(Ok(terms(None, Some(10))), None, Verdict::End(End::Idle))]
+    #[case::expired_and_idle(Ok(terms(Some(99), Some(1))), SAME, Verdict::End(End::Expired))]
+    #[case::over_and_acts_otherwise(Ok(terms(Some(99), None)), OTHERWISE, Verdict::End(End::Expired))]
     fn decides(#[case] terms: Result<Terms, End>, #[case] before: Option<Before>, #[case] verdict: Verdict) {
         let idle_for = Duration::from_secs(10);
         assert_eq!(

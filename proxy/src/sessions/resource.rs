@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
     doc = "Who the pods of this namespace that carry the label understudy.dev/session: <name> act as, until when, and how.",
     printcolumn = r#"{"name": "Method", "type": "string", "jsonPath": ".spec.authMethod"}"#,
     printcolumn = r#"{"name": "Acts as", "type": "string", "jsonPath": ".status.actsAs"}"#,
-    printcolumn = r#"{"name": "Expires", "type": "date", "jsonPath": ".status.expiresAt"}"#,
+    printcolumn = r#"{"name": "Expires", "type": "string", "jsonPath": ".status.expiresAt"}"#,
     printcolumn = r#"{"name": "Phase", "type": "string", "jsonPath": ".status.phase"}"#,
     printcolumn = r#"{"name": "Pods", "type": "integer", "jsonPath": ".status.pods"}"#,
     printcolumn = r#"{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}"#
@@ -138,7 +138,7 @@ pub struct Server {
     pub url: String,
     /// The CA certificates that vouch for it, PEM. The cluster's own where there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 131072), extend("x-kubernetes-validations" = rules::ca_bundle()))]
+    #[schemars(length(max = 131_072), extend("x-kubernetes-validations" = rules::ca_bundle()))]
     pub ca_bundle: Option<String>,
     /// The name that its certificate carries, where that isn't the URL's host.
     #[serde(default, skip_serializing_if = "Option::is_none")]

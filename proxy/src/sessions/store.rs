@@ -246,7 +246,7 @@ impl<O: Outfitter> Store<O> {
         for mut declared in update {
             pods.append(&mut declared.pods);
             let was = before.remove(&declared.id);
-            let (standing, verdict) = stand(&declared, was, now);
+            let (standing, verdict) = stand(&declared, was.as_ref(), now);
             if let (Verdict::Begin(_), Ok(spec)) = (verdict, declared.spec) {
                 begin.push((declared.id, spec, standing));
             } else {
@@ -345,12 +345,12 @@ impl<O: Outfitter> Store<O> {
 
 /// How a declared session stands from now on, as far as it can be said without bringing it into force. What was in
 /// force under its name goes on or ends here.
-fn stand(declared: &Declared, was: Option<Standing>, now: Timestamp) -> (Standing, Verdict) {
-    let same_incarnation = was.as_ref().is_none_or(|was| {
+fn stand(declared: &Declared, was: Option<&Standing>, now: Timestamp) -> (Standing, Verdict) {
+    let same_incarnation = was.is_none_or(|was| {
         was.incarnation.is_none() || declared.incarnation.is_none() || was.incarnation == declared.incarnation
     });
     // What isn't said, as of one that can't be found at the moment, is as it was.
-    let known = was.as_ref().filter(|_| same_incarnation);
+    let known = was.filter(|_| same_incarnation);
     let incarnation = declared
         .incarnation
         .clone()
@@ -365,7 +365,7 @@ fn stand(declared: &Declared, was: Option<Standing>, now: Timestamp) -> (Standin
         None => declared.spec.is_ok().then(|| Usage::starting(now, declared.last_used)),
     };
     let terms = declared.spec.as_ref().map(Terms::from);
-    let live = was.as_ref().and_then(Standing::live);
+    let live = was.and_then(Standing::live);
     let before = live.filter(|live| !live.ended.is_cancelled()).map(|live| Before {
         same_incarnation,
         acts_alike: declared.spec.as_ref().is_ok_and(|spec| live.spec.acts_like(spec)),

@@ -1,11 +1,11 @@
 //! A certificate authority in memory: made, parsed, renewed, and issuing. Where it is kept is its owner's affair.
 
-use std::{collections::BTreeSet, net::IpAddr, path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, date_time_ymd,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, date_time_ymd,
 };
 use rustls::{
     pki_types::{CertificateDer, PrivatePkcs8KeyDer},
@@ -14,7 +14,7 @@ use rustls::{
 use secrecy::zeroize::Zeroizing;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::{TrustError, pem, provider, serving::Serving};
+use super::{TrustError, names::ServedNames, pem, provider, serving::Serving};
 
 const DAY: SignedDuration = SignedDuration::from_hours(24);
 const CA_LIFETIME: SignedDuration = SignedDuration::from_hours(24 * 3650);
@@ -28,27 +28,11 @@ const BACKDATE: SignedDuration = SignedDuration::from_mins(10);
 /// Begins the common name of every CA made here. One that doesn't have it is the operator's own, and theirs to renew.
 const COMMON_NAME: &str = "understudy own-ca ";
 
-/// What clients in a cluster call the API server, beside its addresses.
-const CLUSTER_NAMES: [&str; 4] = [
-    "kubernetes",
-    "kubernetes.default",
-    "kubernetes.default.svc",
-    "kubernetes.default.svc.cluster.local",
-];
-
-/// What a serving certificate must name beside `kubernetes.default.svc` and its kin.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ServedNames {
-    /// Every address that a pod may dial: `ClusterIP`s and endpoints.
-    pub addresses: BTreeSet<IpAddr>,
-    /// Further DNS names: a cluster domain other than `cluster.local`, the name of an endpoint.
-    pub dns_names: BTreeSet<String>,
-}
-
 /// A CA certificate and its key.
 pub(super) struct Authority {
     issuer: Issuer<'static, KeyPair>,
-    certificate: CertificateDer<'static>,
+    /// The CA's own first; then whatever stands beside it, for consumers to trust as well.
+    certificates: Vec<CertificateDer<'static>>,
     expiry: Timestamp,
     /// The common name, if it was made here.
     ours: Option<String>,
@@ -78,14 +62,16 @@ impl Authority {
         })
     }
 
-    /// Takes a CA's certificate and key from PEM; of several certificates the first counts.
+    /// Takes a CA's certificate and key from PEM; of several certificates the first counts. The places, a file's path
+    /// or an object's name and key, are for errors to name.
     pub(super) fn parse(
         (certificate_path, certificate): (&Path, &[u8]),
         (key_path, key): (&Path, &[u8]),
     ) -> Result<Self, TrustError> {
-        let certificate = pem::certificates(certificate, certificate_path)?.swap_remove(0);
+        let certificates = pem::certificates(certificate, certificate_path)?;
+        let certificate = &certificates[0];
         let bad = || TrustError::BadCertificate(certificate_path.to_owned());
-        let (_, parsed) = X509Certificate::from_der(&certificate).map_err(|_| bad())?;
+        let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| bad())?;
         let signs = parsed
             .key_usage()
             .ok()
@@ -110,11 +96,11 @@ impl Authority {
             .next()
             .and_then(|name| name.as_str().ok());
         let ours = name.filter(|name| name.starts_with(COMMON_NAME)).map(str::to_owned);
-        let expiry = pem::expiry(&certificate, certificate_path)?;
-        let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(|_| bad())?;
+        let expiry = pem::expiry(certificate, certificate_path)?;
+        let issuer = Issuer::from_ca_cert_der(certificate, key).map_err(|_| bad())?;
         Ok(Self {
             issuer,
-            certificate,
+            certificates,
             expiry,
             ours,
         })
@@ -125,7 +111,12 @@ impl Authority {
     }
 
     pub(super) fn is_same(&self, other: &Self) -> bool {
-        self.certificate == other.certificate
+        self.certificates == other.certificates
+    }
+
+    /// What consumers are to trust.
+    pub(super) fn certificates(&self) -> &[CertificateDer<'static>] {
+        &self.certificates
     }
 
     /// Whether it should be renewed now, and can be here.
@@ -142,10 +133,6 @@ impl Authority {
 
     /// A serving certificate for `names`, with a key of its own that is nowhere but in memory.
     pub(super) fn issue(&self, names: &ServedNames, now: Timestamp) -> Result<Issued, TrustError> {
-        let dns_names = names.dns_names.iter().map(String::as_str);
-        let dns_names: BTreeSet<&str> = CLUSTER_NAMES.into_iter().chain(dns_names).collect();
-        let addresses: BTreeSet<IpAddr> = names.addresses.iter().map(IpAddr::to_canonical).collect();
-
         let expiry = (now + LEAF_LIFETIME).min(self.expiry);
         let mut params = CertificateParams::default();
         params.distinguished_name = common_name("kubernetes");
@@ -153,12 +140,7 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
-        for name in dns_names {
-            params.subject_alt_names.push(SanType::DnsName(name.try_into()?));
-        }
-        params
-            .subject_alt_names
-            .extend(addresses.into_iter().map(SanType::IpAddress));
+        params.subject_alt_names = names.subject_alt_names()?;
 
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let certificate = params.signed_by(&key, &self.issuer)?;
@@ -191,7 +173,7 @@ fn common_name(name: &str) -> DistinguishedName {
 }
 
 /// The time from `now - BACKDATE` to `expiry`, in rcgen's terms. (They are another crate's, not named here.)
-fn set_validity(params: &mut CertificateParams, now: Timestamp, expiry: Timestamp) {
+pub(super) fn set_validity(params: &mut CertificateParams, now: Timestamp, expiry: Timestamp) {
     let since_epoch = |at: Timestamp| Duration::from_secs(at.as_second().try_into().unwrap_or(0));
     let epoch = date_time_ymd(1970, 1, 1);
     params.not_before = epoch + since_epoch(now - BACKDATE);

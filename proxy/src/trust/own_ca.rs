@@ -1,40 +1,41 @@
-//! `own-ca`: a CA made once and kept in a directory, and a serving certificate under it that lives in memory, is
-//! renewed before it ends, and is issued anew when the addresses to serve change.
-//!
-//! `ca.crt` is the CA's certificate, for consumers to trust; `ca.key` is its key, which only the agent may read.
+//! `own-ca`: a CA made once and kept in a directory or a Secret, and a serving certificate under it that lives in
+//! memory, is renewed before it ends, and is issued anew when the addresses to serve change.
 
-use std::{
-    fs::{self, File, OpenOptions, TryLockError},
-    io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
-    path::PathBuf,
-    time::Duration,
-};
+mod directory;
+mod secret;
+
+use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use prometheus_client::metrics::counter::Counter;
-use tokio::{sync::watch, task, time};
+use rustls::pki_types::CertificateDer;
+use tokio::{sync::watch, time};
 
-pub use super::authority::ServedNames;
+pub use self::directory::{CERTIFICATE, KEY};
+pub use super::names::ServedNames;
 use super::{
     TrustError,
     authority::{Authority, Issued},
+    changed,
     serving::ServingCert,
 };
-use crate::{
-    clock::Clock,
-    files::{FileWatch, ReadError, read_blocking},
-};
-
-/// The CA's certificate in its directory.
-pub const CERTIFICATE: &str = "ca.crt";
-/// The CA's key in its directory.
-pub const KEY: &str = "ca.key";
+use crate::{admin::Condition, clock::Clock};
 
 /// How often it is looked whether a renewal is due: often, because a timer doesn't notice that the clock was set.
 const LOOK: Duration = Duration::from_hours(1);
-const LOCK_PATIENCE: Duration = Duration::from_secs(10);
-const LOCK_RETRY: Duration = Duration::from_millis(50);
+
+/// The Secret that keeps the CA.
+#[derive(Debug, Clone)]
+pub struct CaSecret {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// The CA's certificates, for consumers to trust, as they are now.
+#[derive(Debug, Clone)]
+pub struct CaCertificates(pub(super) watch::Receiver<Arc<[CertificateDer<'static>]>>);
 
 /// Serves under the CA in `directory`, which is made there if there is none yet, and keeps the certificate naming
 /// what `names` says. What goes wrong later is logged and counted in `failures`, and the certificate in service stays.
@@ -45,16 +46,57 @@ const LOCK_RETRY: Duration = Duration::from_millis(50);
 /// If the directory can't be used, or what is in it isn't a CA and its key.
 pub async fn serve_own_ca(
     directory: impl Into<PathBuf>,
-    mut names: watch::Receiver<ServedNames>,
+    names: watch::Receiver<ServedNames>,
     clock: Clock,
     failures: Counter,
 ) -> Result<ServingCert, TrustError> {
-    let directory = Directory(directory.into());
-    let mut authority = directory.open(clock.now(), IfEmpty::Make).await?;
-    let mut watch = FileWatch::new([directory.certificate(), directory.key()]).await;
+    let (keeper, authority) = directory::Followed::start(directory.into(), clock.now()).await?;
+    Ok(serve(keeper, authority, names, clock, failures)?.0)
+}
+
+/// Like [`serve_own_ca`], with the CA in a Secret (type `kubernetes.io/tls`) that all agents of the cluster share: one
+/// of them makes it, all use it, and what an operator puts in its place is taken up. Also returns the certificates
+/// that workloads are to be given.
+///
+/// While the API server doesn't answer or forbids it, this waits, and `readiness` says for what.
+///
+/// # Errors
+/// If what is in the Secret isn't a CA and its key.
+pub async fn serve_own_ca_secret(
+    client: kube::Client,
+    secret: CaSecret,
+    names: watch::Receiver<ServedNames>,
+    clock: Clock,
+    failures: Counter,
+    readiness: &Condition,
+) -> Result<(ServingCert, CaCertificates), TrustError> {
+    let (keeper, authority) = secret::Followed::start(client, secret, &clock, &failures, readiness).await?;
+    let served = serve(keeper, authority, names, clock, failures)?;
+    readiness.ready();
+    Ok(served)
+}
+
+/// Where a CA is kept.
+trait Keeper: Send + 'static {
+    /// The CA of now, renewed if it is time; an error if there is none any more. Under a running agent a CA that
+    /// vanished is a mishap: a new one would be trusted by nobody.
+    fn open(&mut self, now: Timestamp) -> impl Future<Output = Result<Authority, TrustError>> + Send;
+
+    /// Waits until it may be another one. May be cancelled.
+    fn changed(&mut self) -> impl Future<Output = ()> + Send;
+}
+
+fn serve(
+    mut keeper: impl Keeper,
+    mut authority: Authority,
+    mut names: watch::Receiver<ServedNames>,
+    clock: Clock,
+    failures: Counter,
+) -> Result<(ServingCert, CaCertificates), TrustError> {
     let mut served = names.borrow_and_update().clone();
     let Issued { serving, mut renew_at } = authority.issue(&served, clock.now())?;
     let (publish, serving) = watch::channel(serving);
+    let (publish_ca, certificates) = watch::channel(authority.certificates().into());
 
     tokio::spawn(async move {
         let complain = |error: TrustError| {
@@ -62,21 +104,25 @@ pub async fn serve_own_ca(
             tracing::error!(%error, "the own CA cannot be used as it is now; the last good certificate stays");
         };
         loop {
-            tokio::select! {
-                () = watch.changed() => {}
-                () = changed(&mut names) => {}
-                () = time::sleep(LOOK) => {}
+            let look = tokio::select! {
+                () = keeper.changed() => true,
+                // The CA at hand does for that, also while where it is kept can't be reached.
+                () = changed(&mut names) => false,
+                () = time::sleep(LOOK) => true,
                 () = publish.closed() => return,
+            };
+            if look {
+                match keeper.open(clock.now()).await {
+                    Ok(found) if found.is_same(&authority) => {}
+                    Ok(found) => {
+                        authority = found;
+                        renew_at = clock.now();
+                        publish_ca.send_replace(authority.certificates().into());
+                    }
+                    Err(error) => complain(error),
+                }
             }
             let now = clock.now();
-            match directory.open(now, IfEmpty::Refuse).await {
-                Ok(found) if found.is_same(&authority) => {}
-                Ok(found) => {
-                    authority = found;
-                    renew_at = now;
-                }
-                Err(error) => complain(error),
-            }
             let wanted = names.borrow_and_update().clone();
             if now < renew_at && wanted == served {
                 continue;
@@ -92,141 +138,12 @@ pub async fn serve_own_ca(
             }
         }
     });
-    Ok(ServingCert::new(serving))
+    Ok((ServingCert::new(serving), CaCertificates(certificates)))
 }
 
-/// A dropped sender isn't a change.
-async fn changed(names: &mut watch::Receiver<ServedNames>) {
-    if names.changed().await.is_err() {
-        std::future::pending::<()>().await;
-    }
-}
-
-/// What to do with a directory without a CA.
+/// What to do where there is no CA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum IfEmpty {
     Make,
-    // Under a running agent a CA that vanished is a mishap: a new one would be trusted by nobody.
     Refuse,
-}
-
-#[derive(Debug, Clone)]
-struct Directory(PathBuf);
-
-impl Directory {
-    fn certificate(&self) -> PathBuf {
-        self.0.join(CERTIFICATE)
-    }
-
-    fn key(&self) -> PathBuf {
-        self.0.join(KEY)
-    }
-
-    /// The CA of now: read, made if there is none, renewed if it is time. One process at a time.
-    async fn open(&self, now: Timestamp, if_empty: IfEmpty) -> Result<Authority, TrustError> {
-        let lock = self.lock().await?;
-        let directory = self.clone();
-        task::spawn_blocking(move || {
-            let opened = directory.open_locked(now, if_empty);
-            drop(lock);
-            opened
-        })
-        .await
-        .map_err(|_| TrustError::Stopped)?
-    }
-
-    async fn lock(&self) -> Result<File, TrustError> {
-        let deadline = time::Instant::now() + LOCK_PATIENCE;
-        loop {
-            let directory = self.clone();
-            let attempt = task::spawn_blocking(move || directory.try_lock())
-                .await
-                .map_err(|_| TrustError::Stopped)?;
-            match attempt.map_err(|source| self.unusable(source))? {
-                Some(lock) => return Ok(lock),
-                None if time::Instant::now() >= deadline => return Err(TrustError::Locked(self.0.clone())),
-                None => time::sleep(LOCK_RETRY).await,
-            }
-        }
-    }
-
-    fn try_lock(&self) -> io::Result<Option<File>> {
-        fs::create_dir_all(&self.0)?;
-        let file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .mode(0o600)
-            .open(self.0.join(".lock"))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(file)),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => Err(error),
-        }
-    }
-
-    fn open_locked(&self, now: Timestamp, if_empty: IfEmpty) -> Result<Authority, TrustError> {
-        if let (Err(ReadError::Missing(certificate)), IfEmpty::Make) = (read_blocking(&self.certificate()), if_empty) {
-            // A key alone is what a crash between the two writes leaves: nobody trusts it yet, so it is replaced.
-            let made = Authority::make(now)?;
-            self.write(KEY, made.key.as_bytes(), 0o600)?;
-            self.write(CERTIFICATE, made.certificate.as_bytes(), 0o644)?;
-            tracing::info!(path = %certificate.display(), "made a CA; distribute its certificate to the pods that are to trust it");
-        }
-        let authority = self.parse()?;
-        if authority.wants_renewal(now) {
-            let renewed = authority.renewed(now)?;
-            self.write(CERTIFICATE, renewed.as_bytes(), 0o644)?;
-            tracing::warn!(
-                path = %self.certificate().display(), old_expiry = %authority.expiry(),
-                "renewed the CA's certificate; distribute it before the old one expires"
-            );
-            return self.parse();
-        }
-        if authority.expiry() <= now {
-            return Err(TrustError::Expired {
-                path: self.certificate(),
-                expiry: authority.expiry(),
-            });
-        }
-        Ok(authority)
-    }
-
-    fn parse(&self) -> Result<Authority, TrustError> {
-        let (certificate_path, key_path) = (self.certificate(), self.key());
-        let certificate = read_blocking(&certificate_path)?;
-        let key = match read_blocking(&key_path) {
-            Err(ReadError::Missing(key)) => {
-                return Err(TrustError::KeyGone {
-                    key,
-                    certificate: certificate_path,
-                });
-            }
-            read => read?,
-        };
-        Authority::parse((&certificate_path, &certificate), (&key_path, &key))
-    }
-
-    /// Whole or not at all: a reader, or a crash, never sees half a file.
-    fn write(&self, name: &str, contents: &[u8], mode: u32) -> Result<(), TrustError> {
-        let write = || {
-            let next = self.0.join(format!(".{name}.next"));
-            match fs::remove_file(&next) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-            let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&next)?;
-            file.write_all(contents)?;
-            file.sync_all()?;
-            fs::rename(&next, self.0.join(name))?;
-            File::open(&self.0)?.sync_all()
-        };
-        write().map_err(|source| self.unusable(source))
-    }
-
-    fn unusable(&self, source: io::Error) -> TrustError {
-        TrustError::Directory {
-            path: self.0.clone(),
-            source,
-        }
-    }
 }

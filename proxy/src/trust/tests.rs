@@ -1,5 +1,9 @@
 //! Certificates and roots, judged by handshakes over a pipe in memory.
 
+mod fake;
+mod shared;
+mod signed;
+
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
 use jiff::SignedDuration;

@@ -100,18 +100,17 @@ async fn an_unused_session_ends_and_a_watched_one_does_not() {
     let event = body.frame().await.unwrap().unwrap();
     assert_eq!(event.into_data().unwrap(), "still here");
     drop((body, chunks));
-    let mut client = stage.http2().await;
     let id = &stage.pod.wanted.session;
     let ended = async {
         while stage.sessions.snapshot().in_force(id).is_some() {
-            tokio::task::yield_now().await
+            tokio::task::yield_now().await;
         }
     };
     timeout(Duration::from_millis(1500), ended)
         .await
         .expect("it ends within a second of its time");
     let seen = stage.seen.count();
-    let refused = client.send_request(get("/api")).await.unwrap();
+    let refused = stage.http2().await.send_request(get("/api")).await.unwrap();
     assert_eq!(refused.status(), 403);
     assert!(crate::stage::text(refused).await.contains("idle"));
     assert_eq!(stage.seen.count(), seen);

@@ -87,6 +87,7 @@ impl Process {
                     .count()
                     .to_string()
             }
+            ["greetings", address, times] => greetings(address.parse().unwrap(), times.parse().unwrap()),
             ["listen", address] => {
                 let listener = TcpListener::bind(address).unwrap();
                 let port = listener.local_addr().unwrap().port();
@@ -108,6 +109,35 @@ impl Process {
                     Ok(_) => text,
                     Err(error) => error.kind().to_string(),
                 }
+            }
+            ["dial-begin", name, address] => {
+                let address: SocketAddr = address.parse().unwrap();
+                let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)).unwrap();
+                socket.set_nonblocking(true).unwrap();
+                let done = connect(&socket, address);
+                self.sockets.insert(name.to_owned(), socket);
+                done.map_or_else(
+                    |error| format!("err {}", error.raw_os_error().unwrap_or(0)),
+                    |()| "ok".to_owned(),
+                )
+            }
+            ["error", name] => self.sockets[name]
+                .take_error()
+                .unwrap()
+                .and_then(|error| error.raw_os_error())
+                .unwrap_or(0)
+                .to_string(),
+            ["listen-full", address] => {
+                let address: SocketAddr = address.parse().unwrap();
+                let listener = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)).unwrap();
+                listener.bind(&address.into()).unwrap();
+                listener.listen(0).unwrap();
+                // The one that there is room for.
+                let first = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)).unwrap();
+                connect(&first, address).unwrap();
+                self.sockets.insert("listener".to_owned(), listener);
+                self.sockets.insert("first".to_owned(), first);
+                "ok".to_owned()
             }
             ["served"] => self.served.load(Ordering::SeqCst).to_string(),
             ["cookie"] => cookie(&TcpListener::bind("127.0.0.1:0").unwrap()).to_string(),
@@ -146,6 +176,25 @@ impl Process {
         self.sockets.insert(name.to_owned(), socket);
         answer(done)
     }
+}
+
+/// Dials, and reads what is said to the end, many times: who said it, in the order in which they were first heard; and
+/// every failure.
+fn greetings(address: SocketAddr, times: u32) -> String {
+    let mut heard: Vec<String> = Vec::new();
+    for _ in 0..times {
+        let mut text = String::new();
+        let said = TcpStream::connect(address).and_then(|mut stream| stream.read_to_string(&mut text));
+        let one = match said {
+            Ok(0) => "nothing".to_owned(),
+            Ok(_) => text,
+            Err(error) => format!("failed:{}", error.kind()).replace(' ', "-"),
+        };
+        if !heard.contains(&one) || one == "nothing" || one.starts_with("failed") {
+            heard.push(one);
+        }
+    }
+    heard.join(",")
 }
 
 fn connect(socket: &Socket, address: SocketAddr) -> io::Result<()> {

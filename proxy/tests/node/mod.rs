@@ -2,11 +2,13 @@
 //! network namespaces of their own that dial when told to. All of it goes when the test ends, however it ends.
 #![allow(
     dead_code,
+    unused_imports,
     missing_docs,
     clippy::missing_panics_doc,
     reason = "shared by tests that use parts of it each"
 )]
 
+mod crowd;
 mod dialler;
 
 use std::{
@@ -24,6 +26,8 @@ use understudy::{
     kernel::{self, Kernel, Options, cgroup},
     pod::{CgroupId, NetnsCookie},
 };
+
+pub(crate) use crowd::Crowd;
 
 pub(crate) const API_V4: &str = "10.96.0.1:443";
 pub(crate) const API_V6: &str = "[fd00:96::1]:443";
@@ -70,6 +74,10 @@ impl Node {
 
     pub(crate) fn pin_dir(&self) -> PathBuf {
         self.scratch.path().join("bpf/understudy")
+    }
+
+    pub(crate) fn run_dir(&self) -> PathBuf {
+        self.scratch.path().join("run")
     }
 
     pub(crate) fn options(&self) -> Options {
@@ -243,6 +251,22 @@ impl Dialler {
         ends(&self.ask(&format!("mptcp {name} {address}")))
     }
 
+    /// Listens on an address, and takes no connection: those that are dialled stay on their way.
+    pub(crate) fn listen_full(&mut self, address: &str) {
+        assert_eq!(self.ask(&format!("listen-full {address}")), "ok");
+    }
+
+    /// Begins to dial, and doesn't wait for it.
+    pub(crate) fn begin_to_dial(&mut self, name: &str, address: &str) {
+        let in_progress = format!("err {}", nix::libc::EINPROGRESS);
+        assert_eq!(self.ask(&format!("dial-begin {name} {address}")), in_progress);
+    }
+
+    /// What has befallen a connection: an errno, or 0.
+    pub(crate) fn error(&mut self, name: &str) -> i32 {
+        self.ask(&format!("error {name}")).parse().unwrap()
+    }
+
     /// Asks for an open connection's ends again.
     pub(crate) fn ends(&mut self, name: &str) -> Result<Ends, i32> {
         ends(&self.ask(&format!("ends {name}")))
@@ -250,6 +274,12 @@ impl Dialler {
 
     pub(crate) fn close(&mut self, name: &str) {
         assert_eq!(self.ask(&format!("close {name}")), "ok");
+    }
+
+    /// Dials many times, and reads to the end each time: who was heard, and each failure.
+    pub(crate) fn greetings(&mut self, address: &str, times: u32) -> Vec<String> {
+        let heard = self.ask(&format!("greetings {address} {times}"));
+        heard.split(',').map(str::to_owned).collect()
     }
 
     /// Dials and closes, many times; how many dials succeeded.

@@ -134,7 +134,7 @@ fn kubelet_serving(request: &CertificateSigningRequestParams, usages: &[&str]) -
         return Err(format!("usages did not match [{}]", full.join(" ")));
     }
     if !text(&DnType::CommonName).is_some_and(|name| name.starts_with("system:node:")) {
-        return Err("subject common name does not begin with system:node: ".to_owned());
+        return Err("subject common name does not begin with system:node:".to_owned());
     }
     Ok(())
 }

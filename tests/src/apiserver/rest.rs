@@ -182,6 +182,17 @@ async fn change(
     Ok(present(call, resource, StatusCode::OK, &updated))
 }
 
+/// A patch can't make an object another. Where a whole object is sent, its UID is a condition, which is the store's.
+fn same_uid(resource: &Resource, old: &Value, new: &Value) -> Result<(), Status> {
+    let (own, asked) = (&old["metadata"]["uid"], &new["metadata"]["uid"]);
+    if own == asked {
+        return Ok(());
+    }
+    let name = old["metadata"]["name"].as_str().unwrap_or_default();
+    let cause = Cause::invalid("metadata.uid", &asked.to_string(), "field is immutable");
+    Err(Status::invalid_object(resource.group, resource.kind, name, &[cause]))
+}
+
 /// The right on a request's signer that a change through this subresource needs.
 fn signer_verb(resource: &Resource, subresource: &str) -> Option<&'static str> {
     match (resource.plural, subresource) {
@@ -199,7 +210,12 @@ async fn apply_patch(
     let media_type = call.content_type();
     let bytes = call.bytes().await?;
     if !media_type.contains("apply-patch") {
-        return change(&call, resource, target, |old| patch::patch(&media_type, &bytes, old)).await;
+        return change(&call, resource, target, |old| {
+            let new = patch::patch(&media_type, &bytes, old)?;
+            same_uid(resource, old, &new)?;
+            Ok(new)
+        })
+        .await;
     }
     let manager = call
         .query

@@ -29,9 +29,11 @@ pub(crate) fn table(resource: &Resource, objects: &[&Value], metadata: &Value) -
             .iter()
             .map(|(name, kind)| json!({"name": name, "type": kind, "format": "", "priority": 0, "description": ""})),
     );
-    columns.push(json!({
-        "name": "Age", "type": "string", "format": "", "priority": 0, "description": "",
-    }));
+    if has_age(resource) {
+        columns.push(json!({
+            "name": "Age", "type": "string", "format": "", "priority": 0, "description": "",
+        }));
+    }
     json!({
         "kind": "Table",
         "apiVersion": "meta.k8s.io/v1",
@@ -45,7 +47,9 @@ fn row(resource: &Resource, object: &Value) -> Value {
     let mut cells = vec![object["metadata"]["name"].clone()];
     cells.extend(printer_columns(resource).map(|column| printed(column, object)));
     cells.extend(own_cells(resource, object));
-    cells.push(json!(age(object)));
+    if has_age(resource) {
+        cells.push(json!(age(object)));
+    }
     json!({
         "cells": cells,
         "object": {
@@ -56,13 +60,15 @@ fn row(resource: &Resource, object: &Value) -> Value {
     })
 }
 
-/// The columns of a custom resource's definition, but for an age, which every table ends with.
+/// Whether a table ends with the age: a definition that names columns of its own names that as well, or has none.
+fn has_age(resource: &Resource) -> bool {
+    printer_columns(resource).next().is_none()
+}
+
+/// The columns of a custom resource's definition.
 fn printer_columns(resource: &Resource) -> impl Iterator<Item = &Value> {
     let columns = resource.custom.and_then(|custom| custom.columns.as_array());
-    columns
-        .into_iter()
-        .flatten()
-        .filter(|column| column["jsonPath"] != ".metadata.creationTimestamp")
+    columns.into_iter().flatten()
 }
 
 /// What a column shows of an object: a path of fields, with at most one item of a list chosen by a field of it, as in

@@ -223,13 +223,19 @@ impl Agent {
     /// It isn't built.
     pub fn uninstall(node: &Node) -> Result<Command> {
         let command = understudy(node, &AgentOptions::default())?;
-        Ok(command.arg("uninstall").arg("--pin-dir").arg(node.pin_dir()))
+        Ok(command
+            .arg("uninstall")
+            .arg("--pin-dir")
+            .arg(node.pin_dir())
+            .arg("--run-dir")
+            .arg(node.run_dir()))
     }
 
     fn command(node: &Node, options: &AgentOptions) -> Result<Command> {
         let files = files(node, options);
         let command = understudy(node, options)?.arg("agent");
         let mut command = with_cluster(with_kernel(command, node), node, options);
+        command = command.arg("--run-dir").arg(node.run_dir());
         command = command.arg("--audit-log").arg(files.join("audit.jsonl"));
         command = command.arg("--admin-address").arg(options.admin.to_string());
         match options.sessions {

@@ -68,8 +68,8 @@ impl Node {
         let waiting = inner.cgroups().child("system/waiting")?;
         let specs: Vec<PodSpec> = specs.into_iter().collect();
         // A thread that has left the first namespace doesn't come back to it: it ends here.
-        let starter = thread::Builder::new().name("light-pods".to_owned());
-        let started = starter
+        let thread = thread::Builder::new().name("light-pods".to_owned());
+        let started = thread
             .spawn(move || {
                 specs
                     .into_iter()

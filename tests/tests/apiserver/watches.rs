@@ -97,6 +97,37 @@ async fn a_watch_resumes_ends_and_is_told_what_is_gone() {
 }
 
 #[tokio::test]
+async fn an_open_watch_is_told_that_it_is_too_old_and_a_page_that_its_list_is() {
+    let fixture = Fixture::start().await;
+    let mut client = Client::connect(&fixture, Version::Http2).await;
+    for name in ["one", "two"] {
+        fixture.control.push(EventType::Added, config_map(name)).await.unwrap();
+    }
+    let mut body = watch(&mut client, "/api/v1/pods?watch=1").await.into_body();
+    assert_eq!(event(&mut body).await.unwrap()["type"], "ADDED");
+    let token = bearer(ADMIN);
+    let headers = [("authorization", token.as_str())];
+    let (_, page) = client.get("/api/v1/configmaps?limit=1", &headers).await;
+    let next = page["metadata"]["continue"].as_str().unwrap().to_owned();
+    fixture
+        .control
+        .push(EventType::Added, config_map("three"))
+        .await
+        .unwrap();
+
+    fixture.control.expire_watches().await.unwrap();
+    let told = event(&mut body).await.unwrap();
+    assert_eq!((&told["type"], &told["object"]["code"]), (&json!("ERROR"), &json!(410)));
+    assert_eq!(event(&mut body).await, None);
+    let path = format!("/api/v1/configmaps?limit=1&continue={next}");
+    let (code, gone) = client.get(&path, &headers).await;
+    assert_eq!((code, &gone["reason"]), (410, &json!("Expired")));
+    let version = page["metadata"]["resourceVersion"].as_str().unwrap();
+    let path = format!("/api/v1/configmaps?resourceVersion={version}&resourceVersionMatch=Exact");
+    assert_eq!(client.get(&path, &headers).await.0, 410);
+}
+
+#[tokio::test]
 async fn initial_events_end_with_their_bookmark() {
     let fixture = Fixture::start().await;
     let mut client = Client::connect(&fixture, Version::Http2).await;

@@ -70,7 +70,7 @@ async fn the_definition_is_one_and_an_api_server_holds_sessions_to_it() -> Resul
         let accepted = format!("session.understudy.dev/{} created (server dry run)", case.name);
         let said = judged
             .stderr
-            .split("The Session \"")
+            .split("Session.understudy.dev \"")
             .find(|part| part.starts_with(&format!("{}\"", case.name)));
         match &case.api {
             None => assert!(
@@ -121,6 +121,6 @@ async fn the_definition_is_one_and_an_api_server_holds_sessions_to_it() -> Resul
         ["alice", "gateway-kubernetes-auth", "system:serviceaccount:prod:viewer"],
         "{shown}"
     );
-    assert_eq!(row[4..6], ["Active", "2"], "{shown}");
+    assert_eq!(row[3..6], ["2999-01-01T00:00:00Z", "Active", "2"], "{shown}");
     Ok(())
 }

@@ -12,4 +12,5 @@ mod refusals;
 mod secrets;
 mod sessions;
 mod streams;
+mod upgrade;
 mod world;

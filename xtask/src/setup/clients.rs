@@ -56,6 +56,19 @@ fn is_here(program: &str) -> bool {
             .any(|dir| is_executable(&Path::new(dir).join(program)))
 }
 
+/// Makes sure that our Python can `import helm_python`.
+///
+/// # Errors
+/// Where there is no wheel of it for this machine.
+pub(crate) fn helm() -> Result<()> {
+    let python = python()?;
+    if probe(Command::new(python).args(["-c", "import helm_python"])).is_some() {
+        return Ok(());
+    }
+    progress("bringing Helm's library into target/python");
+    pip_install_binary("helm.txt")
+}
+
 /// Installs a program that comes as a wheel, its content pinned, into the virtual environment.
 ///
 /// # Errors

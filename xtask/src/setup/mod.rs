@@ -7,12 +7,15 @@ mod apt;
 mod clients;
 mod ebpf;
 mod linters;
+mod machine;
 
 use anyhow::Result;
 
-pub(crate) use clients::{Clients, clients};
+pub(crate) use apt::update as update_packages;
+pub(crate) use clients::{Clients, clients, helm};
 pub(crate) use ebpf::{Toolchain, ebpf};
 pub(crate) use linters::{cargo_deny, ebpf_clippy, linters};
+pub(crate) use machine::{depmod, virtual_machine};
 
 /// Finds or brings everything that the demo and the tests need.
 ///

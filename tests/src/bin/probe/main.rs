@@ -5,6 +5,7 @@
 mod client;
 mod dial;
 mod get;
+mod hammer;
 mod read;
 mod relay;
 mod upgrade;
@@ -20,6 +21,8 @@ enum Probe {
     Get(get::Get),
     /// Dials addresses and prints whom the socket says it reached.
     Dial(dial::Dial),
+    /// Asks again and again, each time on a new connection.
+    Hammer(hammer::Hammer),
     /// Relays a TCP address to another.
     Relay(relay::Relay),
     /// Reads one answer to its end, or as slowly as told, and prints how much came.
@@ -35,6 +38,7 @@ async fn main() -> Result<()> {
     match Probe::parse() {
         Probe::Get(get) => get.run().await,
         Probe::Dial(dial) => dial.run().await,
+        Probe::Hammer(hammer) => hammer.run().await,
         Probe::Relay(relay) => relay.run().await,
         Probe::Read(read) => read.run().await,
         Probe::Upgrade(upgrade) => upgrade.run().await,

@@ -51,11 +51,14 @@ impl ApiServer {
         match binaries::kubebuilder_assets() {
             Some(assets) => {
                 let kind = Kind::Real(Box::new(RealServer::launch(node, &assets, options)?));
-                let server = Self {
+                let mut server = Self {
                     node: node.clone(),
                     kind,
                 };
                 server.set_scene().await?;
+                if let Kind::Real(real) = &mut server.kind {
+                    real.start_signer()?;
+                }
                 Ok(server)
             }
             None => Self::start_test_program(node, options).await,

@@ -162,10 +162,18 @@ impl ApiServer {
     /// One is refused.
     pub async fn create_pods(&self, pods: Vec<PodSpec>) -> Result<Vec<PodSpec>> {
         let batches = pods.chunks(BATCH).map(async |batch| {
-            let items: Vec<Value> = batch.iter().map(PodSpec::to_object).collect();
-            let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
-            let stored = self.send(&["create", "-f", "-"], &list).await?;
-            let stored = stored["items"].as_array().cloned().unwrap_or_else(|| vec![stored]);
+            let command = self.admin(["create", "--output=json", "-f", "-"])?;
+            let mut manifest = String::new();
+            for pod in batch {
+                // Without a mark before the first, kubectl takes it all for JSON.
+                manifest.push_str("---\n");
+                manifest.push_str(&pod.to_object().to_string());
+                manifest.push('\n');
+            }
+            let printed = command.stdin(manifest).stdout().await?;
+            let stored: Vec<Value> = serde_json::Deserializer::from_str(&printed)
+                .into_iter()
+                .collect::<Result<_, _>>()?;
             if stored.len() != batch.len() {
                 bail!("{} of {} pods were created", stored.len(), batch.len());
             }

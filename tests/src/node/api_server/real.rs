@@ -36,8 +36,9 @@ pub(super) struct RealServer {
     options: ServerOptions,
     assets: PathBuf,
     server: Child,
-    /// etcd, the relay, and the controller manager where there is one.
-    _others: Vec<Child>,
+    signer: Option<Child>,
+    /// etcd and the relay.
+    _others: [Child; 2],
 }
 
 impl RealServer {
@@ -69,17 +70,21 @@ impl RealServer {
             format!("--target={ENDPOINT_V4}"),
         ]);
         let relay = relay.spawn_logging_to(&files.join("relay.log"))?;
-        let mut others = vec![etcd, relay];
-        if let Some(signer) = sign(node, assets, options)? {
-            others.push(signer);
-        }
         Ok(Self {
             node: node.clone(),
             options: options.clone(),
             assets: assets.to_owned(),
             server,
-            _others: others,
+            signer: None,
+            _others: [etcd, relay],
         })
+    }
+
+    /// Starts kube-controller-manager, where it is there, once kube-apiserver is ready: it waits for that for a few
+    /// seconds only.
+    pub(super) fn start_signer(&mut self) -> Result<()> {
+        self.signer = sign(&self.node, &self.assets, &self.options)?;
+        Ok(())
     }
 
     pub(super) fn process(&mut self) -> &mut Child {

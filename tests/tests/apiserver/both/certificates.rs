@@ -114,7 +114,11 @@ async fn the_agent_asks_approves_and_gets_a_certificate() -> Result<()> {
     let text = certificate.as_str().context("it was signed")?;
     let der = CertificateDer::from_pem_slice(&STANDARD.decode(text)?)?;
     let (_, parsed) = X509Certificate::from_der(&der)?;
-    assert_eq!(parsed.subject().to_string(), "O=system:nodes, CN=system:node:box");
+    let subject = parsed.subject().to_string();
+    assert!(
+        subject.contains("O=system:nodes") && subject.contains("CN=system:node:box"),
+        "{subject}"
+    );
     assert_eq!(parsed.issuer().to_string(), "CN=kubernetes");
     let validity = parsed.validity();
     let seconds = validity.not_after.timestamp() - validity.not_before.timestamp();
@@ -154,7 +158,7 @@ async fn the_agent_asks_approves_and_gets_a_certificate() -> Result<()> {
     Wanted { usages: &["client auth", "digital signature", "server auth"], ..proper() },
     "usages did not match [digital signature key encipherment server auth]"
 )]
-#[case::common_name(Wanted { name: "box", ..proper() }, "subject common name does not begin with system:node: ")]
+#[case::common_name(Wanted { name: "box", ..proper() }, "subject common name does not begin with system:node:")]
 #[tokio::test]
 async fn what_the_signer_refuses_fails(#[case] wanted: Wanted, #[case] message: &str) -> Result<()> {
     assert!(

@@ -157,9 +157,15 @@ async fn only_the_object_that_was_read_is_written() -> Result<()> {
         "BadRequest",
         "the name of the object (two) does not match the name on the URL (one)",
     );
-    let uid = json!({"metadata": {"uid": "x"}});
-    let refused = it.merge(&one, &uid).await?;
+    let mut another = second.clone();
+    another["metadata"]["uid"] = json!("x");
+    let refused = it.put(&one, &another).await?;
     assert_eq!((refused.code, &refused.json()["reason"]), (409, &json!("Conflict")));
+    it.merge(&one, &json!({"metadata": {"uid": "x"}})).await?.refused(
+        422,
+        "Invalid",
+        "Session.understudy.dev \"one\" is invalid: metadata.uid: Invalid value: \"x\": field is immutable",
+    );
 
     let wrong = json!({"preconditions": {"uid": "x"}});
     let refused = it.ask("DELETE", &one, JSON, Some(&wrong)).await?;

@@ -116,7 +116,7 @@ async fn an_event_is_the_same_in_both_groups() -> Result<()> {
     // As kube's recorder posts them.
     let event = |note: &str| {
         json!({
-            "apiVersion": "events.k8s.io/v1", "kind": "Event", "metadata": {"generateName": "pod."},
+            "apiVersion": "events.k8s.io/v1", "kind": "Event", "metadata": {"generateName": "pod-"},
             "eventTime": "2026-11-22T01:00:00.000000Z", "action": "Enrol", "reason": "Enrolled", "type": "Normal",
             "note": note, "reportingController": "understudy", "reportingInstance": "agent-box",
             "regarding": {"kind": "Pod", "namespace": "prod", "name": "web-0", "uid": "u"},

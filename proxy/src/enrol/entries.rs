@@ -1,0 +1,236 @@
+//! The enroller's writing: what stands in the kernel programs' entries at the start, and when a pod is tagged, enrolled
+//! and let go.
+
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
+
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+use understudy_common::PodEntry;
+
+use super::{
+    Leftovers,
+    accept::Post,
+    enroller::{Enroller, Sources},
+    heartbeat,
+    netns::{Listeners, NetnsId},
+    place::{Place, State},
+};
+use crate::{
+    kernel::MapError,
+    pod::{CgroupId, EnrolledPod},
+};
+
+impl Enroller {
+    /// Puts in force what the sources say now.
+    pub(super) async fn begin(&mut self, sources: &mut Sources) {
+        let first = sources.wanted.borrow_and_update().clone();
+        let leftovers = *sources.leftovers.borrow_and_update();
+        let new = self.want(&first);
+        if self.kernel.succeeds() {
+            // The other agent serves until each entry is replaced, and none is taken away before.
+            self.adopt_present();
+            self.beating = Some(heartbeat::start(Arc::clone(&self.kernel)));
+            self.visit(new).await;
+            self.replace_entries();
+            self.settle_leftovers(leftovers);
+        } else {
+            self.tag_present(&new);
+            self.settle_leftovers(leftovers);
+            // Every wanted pod is refused or unknown by now; the heartbeat can only turn refusals into redirects.
+            self.beating = Some(heartbeat::start(Arc::clone(&self.kernel)));
+            self.visit(new).await;
+        }
+        // Also where there is no pod: that the first look has been is news.
+        self.changed = false;
+        let now = self.statuses();
+        self.status.send_replace(now);
+    }
+
+    /// Tags whatever exists of these, before anything is asked of it that takes time.
+    pub(super) fn tag_present(&mut self, cgroups: &[PathBuf]) {
+        let root = Arc::clone(&self.root);
+        for cgroup in cgroups {
+            let Some(mut place) = self.places.remove(cgroup) else {
+                continue;
+            };
+            if place.state.tagged().is_none() {
+                match root.descend(cgroup) {
+                    Ok(directory) => self.tag(&mut place, directory.id()),
+                    Err(error) if error.is_absent() => {}
+                    Err(error) => place.state = State::Failed(error.to_string()),
+                }
+            }
+            self.places.insert(cgroup.clone(), place);
+        }
+    }
+
+    /// As [`tag_present`](Self::tag_present), but what is tagged already stays as it is.
+    fn adopt_present(&mut self) {
+        let tagged: BTreeSet<u64> = match self.kernel.pods() {
+            Ok(pods) => pods.into_iter().map(|(id, _)| id.0).collect(),
+            Err(error) => {
+                error!(%error, "the other agent's pods are refused until they are enrolled");
+                BTreeSet::new()
+            }
+        };
+        let root = Arc::clone(&self.root);
+        for place in self.places.values_mut() {
+            if let Ok(directory) = root.descend(&place.wanted.cgroup)
+                && tagged.contains(&directory.id().0)
+            {
+                place.state = State::Tagged {
+                    id: directory.id(),
+                    error: None,
+                };
+            }
+        }
+        let rest: Vec<PathBuf> = self.places.keys().cloned().collect();
+        self.tag_present(&rest);
+    }
+
+    /// What couldn't be enrolled mustn't name the other agent's listeners, which will close.
+    fn replace_entries(&mut self) {
+        let mut next = self.next_enrolment;
+        for place in self.places.values_mut() {
+            let State::Tagged { id, .. } = place.state else {
+                continue;
+            };
+            next += 1;
+            if let Err(error) = self.kernel.set_pod(id, &PodEntry::without_listener(next)) {
+                error!(%error, pod = %place.wanted.name, "the kernel programs still know another agent's listener");
+                place.fail(error.to_string());
+            }
+        }
+        self.next_enrolment = next;
+    }
+
+    /// Pods that an earlier agent tagged and nobody wants. The listeners that their entries name are gone, or will be.
+    pub(super) fn settle_leftovers(&self, leftovers: Leftovers) {
+        let known: BTreeSet<u64> = self
+            .places
+            .values()
+            .filter_map(|place| place.state.tagged())
+            .map(|id| id.0)
+            .collect();
+        let settle = || -> Result<(), MapError> {
+            for (id, entry) in self.kernel.pods()? {
+                if known.contains(&id.0) {
+                    continue;
+                }
+                match leftovers {
+                    Leftovers::Untag => {
+                        info!(cgroup_id = id.0, "no longer tagged");
+                        self.kernel.remove_pod(id)?;
+                    }
+                    Leftovers::Refuse => {
+                        warn!(
+                            cgroup_id = id.0,
+                            "tagged by an earlier agent and not known to this one: refused"
+                        );
+                        let refused = PodEntry {
+                            port4: 0,
+                            port6: 0,
+                            ..entry
+                        };
+                        self.kernel.set_pod(id, &refused)?;
+                    }
+                }
+            }
+            Ok(())
+        };
+        if let Err(error) = settle() {
+            error!(%error, "pods of an earlier agent stay tagged");
+        }
+    }
+
+    /// Makes an entry without listeners: connects to the API server are refused.
+    pub(super) fn tag(&mut self, place: &mut Place, id: CgroupId) {
+        let entry = PodEntry::without_listener(self.enrolment());
+        self.changed = true;
+        place.state = match self.kernel.set_pod(id, &entry) {
+            Ok(()) => State::Tagged { id, error: None },
+            Err(error) => {
+                error!(%error, pod = %place.wanted.name, "the pod can't be tagged");
+                State::Failed(error.to_string())
+            }
+        };
+    }
+
+    /// Puts listeners to work, and then the kernel programs to using them.
+    pub(super) fn open(
+        &mut self,
+        place: &mut Place,
+        cgroup_id: CgroupId,
+        netns: NetnsId,
+        listeners: Listeners,
+    ) -> Result<(), String> {
+        let text = |error: std::io::Error| error.to_string();
+        let v4 = TcpListener::from_std(listeners.v4).map_err(text)?;
+        let v6 = listeners.v6.map(TcpListener::from_std).transpose().map_err(text)?;
+        let port_of = |listener: &TcpListener| listener.local_addr().map(|address| address.port()).map_err(text);
+        let entry = PodEntry {
+            netns_cookie: listeners.cookie.0,
+            enrolment: self.enrolment(),
+            port4: port_of(&v4)?,
+            port6: v6.as_ref().map_or(Ok(0), port_of)?,
+            reserved: 0,
+        };
+        let pod = Arc::new(EnrolledPod {
+            wanted: place.wanted.clone(),
+            cgroup_id,
+            gone: CancellationToken::new(),
+        });
+        self.kernel
+            .set_pod(cgroup_id, &entry)
+            .map_err(|error| error.to_string())?;
+        for (listener, port) in [(Some(v4), entry.port4), (v6, entry.port6)] {
+            if let Some(listener) = listener {
+                let post = Post {
+                    pod: Arc::clone(&pod),
+                    enrolment: entry.enrolment,
+                    netns: listeners.cookie,
+                    port,
+                };
+                self.listeners.spawn(self.acceptor.clone().run(listener, post));
+            }
+        }
+        info!(pod = %place.wanted.name, session = %place.wanted.session, cgroup_id = cgroup_id.0, "enrolled");
+        place.state = State::Enrolled { pod, entry, netns };
+        Ok(())
+    }
+
+    /// Takes the listeners away, first from the kernel programs, and ends the pod's connections.
+    pub(super) fn close(&mut self, place: &mut Place) {
+        let State::Enrolled { pod, entry, .. } = &place.state else {
+            return;
+        };
+        info!(pod = %place.wanted.name, session = %pod.wanted.session, cgroup_id = pod.cgroup_id.0, "no longer enrolled");
+        let silenced = self
+            .kernel
+            .set_pod(pod.cgroup_id, &PodEntry::without_listener(entry.enrolment));
+        if let Err(error) = silenced {
+            error!(%error, "the kernel programs still know a listener that closes now");
+        }
+        pod.gone.cancel();
+        self.changed = true;
+        place.state = State::Tagged {
+            id: pod.cgroup_id,
+            error: None,
+        };
+    }
+
+    pub(super) fn untag(&mut self, place: &mut Place) {
+        let Some(id) = place.state.tagged() else { return };
+        if let Err(error) = self.kernel.remove_pod(id) {
+            error!(%error, pod = %place.wanted.name, "the pod stays tagged, and refused");
+        }
+        self.changed = true;
+        place.state = State::Absent;
+    }
+
+    fn enrolment(&mut self) -> u64 {
+        self.next_enrolment += 1;
+        self.next_enrolment
+    }
+}
