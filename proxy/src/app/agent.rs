@@ -96,18 +96,7 @@ impl Agent {
             serving_certificate(&options, around, &clock, &metrics, readiness.condition("certificate")).await?;
         let audit = Audit::start(options.audit_log.to_string_lossy().parse()?, &metrics).await?;
 
-        let outfit = Outfit {
-            cluster: cluster.target.clone(),
-            cluster_roots: Roots::followed(cluster.roots.clone()),
-            own_token: cluster.own_token.clone(),
-            clock: clock.clone(),
-            dials: Arc::clone(&dials),
-            failed_reads: metrics.reload_failures(Followed::Sessions),
-            secrets: options
-                .sessions
-                .is_none()
-                .then(|| (cluster.client.clone(), metrics.clone())),
-        };
+        let outfit = cluster.outfit(&options, &dials, &clock, &metrics);
         let (mut store, lookup, wanted) = Store::new(outfit, clock.clone());
         let (addresses, leftovers) = (source.addresses.clone(), source.leftovers.clone());
         store.apply(source.first.clone()).await;
@@ -259,6 +248,23 @@ impl Cluster {
             own_token,
             addresses,
         })
+    }
+
+    /// What sessions are given when they come into force.
+    fn outfit(&self, options: &AgentOptions, dials: &Arc<DialCounts>, clock: &Clock, metrics: &Metrics) -> Outfit {
+        Outfit {
+            cluster: self.target.clone(),
+            cluster_roots: Roots::followed(self.roots.clone()),
+            own_token: self.own_token.clone(),
+            clock: clock.clone(),
+            dials: Arc::clone(dials),
+            failed_reads: metrics.reload_failures(Followed::Sessions),
+            // Session files can't name a Secret.
+            secrets: options
+                .sessions
+                .is_none()
+                .then(|| (self.client.clone(), metrics.clone())),
+        }
     }
 }
 

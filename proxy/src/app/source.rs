@@ -64,21 +64,19 @@ impl Source {
         let policy = Policy {
             allow_insecure_servers: options.allow_insecure_servers,
         };
-        match &options.sessions {
-            Some(path) => Self::of_files(path.clone(), policy, &cluster.addresses).await,
-            None => {
-                let here = Here {
-                    node: options.node_name.clone(),
-                    own_pod: options.pod_name.as_ref().map(|name| ObjectKey {
-                        namespace: options.namespace.clone(),
-                        name: name.clone(),
-                    }),
-                    cgroup_root,
-                    policy,
-                };
-                Self::of_cluster(&cluster.client, here, &cluster.addresses, readiness, metrics).await
-            }
+        if let Some(path) = &options.sessions {
+            return Self::of_files(path.clone(), policy, &cluster.addresses).await;
         }
+        let here = Here {
+            node: options.node_name.clone(),
+            own_pod: options.pod_name.as_ref().map(|name| ObjectKey {
+                namespace: options.namespace.clone(),
+                name: name.clone(),
+            }),
+            cgroup_root,
+            policy,
+        };
+        Self::of_cluster(&cluster.client, here, &cluster.addresses, readiness, metrics).await
     }
 
     async fn of_files(

@@ -171,7 +171,7 @@ mod tests {
 
     use super::*;
 
-    fn object(rest: Value) -> DynamicObject {
+    fn object(rest: &Value) -> DynamicObject {
         let mut object = json!({"metadata": {"name": "kubernetes", "namespace": "default"}});
         object
             .as_object_mut()
@@ -196,7 +196,7 @@ mod tests {
     #[case::another_protocol(json!({"spec": {"clusterIPs": ["10.96.0.1"], "ports": [{"port": 53, "protocol": "UDP"}]}}), &[])]
     #[case::nothing(json!({}), &[])]
     fn services(#[case] rest: Value, #[case] expected: &[&str]) {
-        assert_eq!(of_service(&object(rest)), set(expected));
+        assert_eq!(of_service(&object(&rest)), set(expected));
     }
 
     #[rstest]
@@ -206,7 +206,7 @@ mod tests {
     #[case::six(json!({"endpoints": [{"addresses": ["fd00::7"]}], "ports": [{"port": 6443}]}), &["[fd00::7]:6443"])]
     #[case::empty(json!({"endpoints": null, "ports": null}), &[])]
     fn slices(#[case] rest: Value, #[case] expected: &[&str]) {
-        assert_eq!(of_slice(&object(rest)), set(expected));
+        assert_eq!(of_slice(&object(&rest)), set(expected));
     }
 
     #[tokio::test(start_paused = true)]

@@ -120,7 +120,7 @@ mod tests {
         }
     }
 
-    fn read(data: Value) -> Token {
+    fn read(data: &Value) -> Token {
         let object = json!({"metadata": {"name": "token", "namespace": "a"}, "data": data});
         token(serde_json::from_value(object).unwrap(), "token")
     }
@@ -129,7 +129,7 @@ mod tests {
     fn a_token_is_read() {
         let expected = BearerToken::parse("abc.def").unwrap();
         assert_eq!(
-            read(json!({"token": STANDARD.encode("abc.def\n"), "other": "eA=="})),
+            read(&json!({"token": STANDARD.encode("abc.def\n"), "other": "eA=="})),
             Ok(expected)
         );
     }
@@ -142,7 +142,7 @@ mod tests {
     #[case::empty(json!({"token": ""}), "empty")]
     #[case::no_token(json!({"token": STANDARD.encode("very secret")}), "byte 4")]
     fn what_holds_none_says_so_without_showing_it(#[case] data: Value, #[case] expected: &str) {
-        let said = read(data).unwrap_err();
+        let said = read(&data).unwrap_err();
         assert!(said.contains(expected), "{said}");
         assert!(!said.contains("secret"), "{said}");
     }

@@ -96,17 +96,14 @@ fn apply(status: &mut SessionStatus, asked: &Asked) {
     assert_eq!(asked.body["metadata"]["uid"], "u");
     assert!(asked.query.contains("force=true"), "{}", asked.query);
     let applied: SessionStatus = serde_json::from_value(asked.body["status"].clone()).unwrap();
-    match asked.query.split_once("fieldManager=understudy%2F") {
-        Some((_, rest)) => {
-            let node = rest.split('&').next().unwrap();
-            status.nodes.retain(|entry| entry.node != node);
-            status.nodes.extend(applied.nodes);
-        }
-        None => {
-            assert!(asked.query.contains("fieldManager=understudy"), "{}", asked.query);
-            let nodes = std::mem::take(&mut status.nodes);
-            *status = SessionStatus { nodes, ..applied };
-        }
+    if let Some((_, rest)) = asked.query.split_once("fieldManager=understudy%2F") {
+        let node = rest.split('&').next().unwrap();
+        status.nodes.retain(|entry| entry.node != node);
+        status.nodes.extend(applied.nodes);
+    } else {
+        assert!(asked.query.contains("fieldManager=understudy"), "{}", asked.query);
+        let nodes = std::mem::take(&mut status.nodes);
+        *status = SessionStatus { nodes, ..applied };
     }
 }
 
