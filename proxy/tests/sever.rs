@@ -151,10 +151,7 @@ async fn connections_to_a_new_address_of_the_api_server_end() {
     let mut pod = node.pod("pod");
     let mut beside = node.neighbour("untagged", &pod);
     let agent = Agent::start(&node, &[API_V4], &["pod"]);
-    let mut pods = agent.enrolment.pods.clone();
-    pods.wait_for(|pods| pods.iter().any(|pod| matches!(pod.state, enrol::PodState::Enrolled(_))))
-        .await
-        .unwrap();
+    agent.until(|state| matches!(state, enrol::PodState::Enrolled(_))).await;
     for process in [&mut pod, &mut beside] {
         process.dial("other", OTHER_V4).unwrap();
         process.dial("v6", API_V6).unwrap();
