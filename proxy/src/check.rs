@@ -326,7 +326,7 @@ mod tests {
     )]
     #[case(
         probe::Outcome::Lacks("not built in".to_owned()),
-        "[warn] cgroup/connect4 programs: not built in; this loses everything — run a newer kernel"
+        "[warn] cgroup/connect4 programs: not built in; this loses interception — add CAP_BPF"
     )]
     #[case(
         probe::Outcome::Untried("the maps can't be made".to_owned()),

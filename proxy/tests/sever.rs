@@ -68,6 +68,15 @@ impl Agent {
         }
     }
 
+    async fn until(&self, holds: impl Fn(&enrol::PodState) -> bool) {
+        let mut pods = self.enrolment.pods.clone();
+        let reached = pods.wait_for(|pods| pods.iter().any(|pod| holds(&pod.state)));
+        tokio::time::timeout(Duration::from_secs(20), reached)
+            .await
+            .unwrap()
+            .unwrap();
+    }
+
     async fn stop(self) {
         self.shutdown.cancel();
         self.enrolment.task.await.unwrap();
@@ -142,10 +151,7 @@ async fn connections_to_a_new_address_of_the_api_server_end() {
     let mut pod = node.pod("pod");
     let mut beside = node.neighbour("untagged", &pod);
     let agent = Agent::start(&node, &[API_V4], &["pod"]);
-    let mut pods = agent.enrolment.pods.clone();
-    pods.wait_for(|pods| pods.iter().any(|pod| matches!(pod.state, enrol::PodState::Enrolled(_))))
-        .await
-        .unwrap();
+    agent.until(|state| matches!(state, enrol::PodState::Enrolled(_))).await;
     for process in [&mut pod, &mut beside] {
         process.dial("other", OTHER_V4).unwrap();
         process.dial("v6", API_V6).unwrap();
@@ -168,14 +174,9 @@ async fn the_runtimes_monitor_does_not_show_the_pods_namespace() {
     let _monitor = Monitor::new(&node.path("pod/crio-conmon-5e3a.scope"));
     let agent = Agent::start(&node, &[API_V4, API_V6], &["pod"]);
     let id = node.cgroup("pod");
-    let mut pods = agent.enrolment.pods.clone();
-    pods.wait_for(|pods| pods.iter().any(|pod| pod.state == enrol::PodState::Waiting(id)))
-        .await
-        .unwrap();
+    agent.until(|state| *state == enrol::PodState::Waiting(id)).await;
     let mut process = node.pod("pod/crio-5e3a.scope");
-    pods.wait_for(|pods| pods.iter().any(|pod| pod.state == enrol::PodState::Enrolled(id)))
-        .await
-        .unwrap();
+    agent.until(|state| *state == enrol::PodState::Enrolled(id)).await;
     let cookie = tokio::task::block_in_place(|| process.cookie());
     tokio::task::block_in_place(|| {
         eventually("the container's namespace is the enrolled one", || {

@@ -11,6 +11,7 @@ use std::{
         atomic::{AtomicU32, Ordering},
     },
     thread,
+    time::Duration,
 };
 
 use nix::libc;
@@ -184,7 +185,10 @@ fn greetings(address: SocketAddr, times: u32) -> String {
     let mut heard: Vec<String> = Vec::new();
     for _ in 0..times {
         let mut text = String::new();
-        let said = TcpStream::connect(address).and_then(|mut stream| stream.read_to_string(&mut text));
+        let said = TcpStream::connect(address).and_then(|mut stream| {
+            stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+            stream.read_to_string(&mut text)
+        });
         let one = match said {
             Ok(0) => "nothing".to_owned(),
             Ok(_) => text,
