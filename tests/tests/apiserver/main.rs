@@ -12,6 +12,7 @@ mod client;
 mod faults;
 mod http_rules;
 mod kubectl;
+mod policies;
 mod process;
 mod upgrades;
 mod watches;
