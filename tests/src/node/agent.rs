@@ -246,7 +246,7 @@ impl Agent {
                 }
             }
             // The addresses are the cluster's to tell.
-            Sessions::Cluster => command = command.arg("--run-dir").arg(node.run_dir()),
+            Sessions::Cluster => {}
         }
         command = match options.trust {
             Trust::Files => {
