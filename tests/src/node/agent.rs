@@ -238,15 +238,12 @@ impl Agent {
         command = command.arg("--run-dir").arg(node.run_dir());
         command = command.arg("--audit-log").arg(files.join("audit.jsonl"));
         command = command.arg("--admin-address").arg(options.admin.to_string());
-        match options.sessions {
-            Sessions::Files => {
-                command = command.arg("--sessions").arg(node.sessions().path());
-                for address in API_SERVER {
-                    command = command.arg("--api-address").arg(address.to_string());
-                }
+        // In a cluster the addresses are the cluster's to tell.
+        if options.sessions == Sessions::Files {
+            command = command.arg("--sessions").arg(node.sessions().path());
+            for address in API_SERVER {
+                command = command.arg("--api-address").arg(address.to_string());
             }
-            // The addresses are the cluster's to tell.
-            Sessions::Cluster => command = command.arg("--run-dir").arg(node.run_dir()),
         }
         command = match options.trust {
             Trust::Files => {
