@@ -9,7 +9,6 @@ use kube::{
     Api,
     api::{ApiResource, DynamicObject},
     runtime::{
-        WatchStreamExt as _,
         utils::{Backoff, ResetTimerBackoff},
         watcher::{self, Config, Event},
     },
@@ -112,8 +111,9 @@ pub fn follow<T: Clone + Send + Sync + 'static>(
             field_selector: query.fields.clone(),
             ..Config::default().timeout(WATCH_SECONDS)
         };
-        let backoff = ResetTimerBackoff::new(Slower(SOONEST), QUIET);
-        let mut events = pin!(watcher::watcher(api, config).backoff(backoff));
+        let mut backoff = ResetTimerBackoff::new(Slower(SOONEST), QUIET);
+        let mut events = pin!(watcher::watcher(api, config));
+        let mut waited = true;
         let mut objects: BTreeMap<ObjectKey, T> = BTreeMap::new();
         let mut listing: BTreeMap<ObjectKey, T> = BTreeMap::new();
         let mut listed = false;
@@ -124,7 +124,7 @@ pub fn follow<T: Clone + Send + Sync + 'static>(
                 () = publish.closed() => return,
             };
             match event {
-                // The backoff never gives up.
+                // It doesn't end by itself.
                 None => return,
                 Some(Err(error)) => {
                     health.failed();
@@ -136,6 +136,14 @@ pub fn follow<T: Clone + Send + Sync + 'static>(
                     }
                     publish.send_modify(|seen| seen.failing = Some(text));
                     changed.notify_one();
+                    // A server that is back is there to be asked for all anew. One that goes on so is waited for.
+                    waited = !(waited && is_gone(&error));
+                    if waited {
+                        tokio::select! {
+                            () = sleep(backoff.next().unwrap_or(LATEST)) => {}
+                            () = publish.closed() => return,
+                        }
+                    }
                     continue;
                 }
                 Some(Ok(Event::Init)) => {
@@ -169,6 +177,11 @@ pub fn follow<T: Clone + Send + Sync + 'static>(
         }
     });
     seen
+}
+
+/// Whether the watch's place in time is one that the server doesn't remember.
+fn is_gone(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::WatchError(status) if status.code == 410)
 }
 
 /// How long to wait next, ever longer. It never gives up.

@@ -165,6 +165,26 @@ async fn after_gone_a_new_list_takes_the_old_ones_place_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn after_gone_nothing_is_waited_for_and_only_once() {
+    let gone = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "code": 410, "reason": "Expired",
+        "message": "too old resource version", "status": "Failure"});
+    let (_first, broken) = Answer::watch([event("ERROR", &gone)]);
+    let (_second, broken_again) = Answer::watch([event("ERROR", &gone)]);
+    let (_say, watching) = Answer::watch([]);
+    let listed = |version: &str, name: &str| Answer::json(200, list(version, &[object(name, version)]));
+    let mock = scripted(Script {
+        lists: vec![listed("1", "x"), listed("2", "y"), listed("3", "z")],
+        watches: vec![broken, broken_again, watching],
+    });
+    let mut seen = start(&mock);
+    let begun = tokio::time::Instant::now();
+    until(&mut seen, &["y"]).await;
+    assert!(begun.elapsed() < SOONEST, "{:?}", begun.elapsed());
+    until(&mut seen, &["z"]).await;
+    assert!(begun.elapsed() >= SOONEST, "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_lost_api_server_leaves_what_was_seen_and_is_asked_ever_more_slowly() {
     let (say, watching) = Answer::watch([]);
     let mock = scripted(Script {
