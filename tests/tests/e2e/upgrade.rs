@@ -31,7 +31,7 @@ async fn load(world: &World, seconds: u64) -> Result<Running> {
 }
 
 async fn tally(load: Running) -> Result<Tally> {
-    let output = load.wait(Duration::from_secs(60)).await?.success()?;
+    let output = load.wait(Duration::from_mins(1)).await?.success()?;
     let line = output.stdout.lines().last().context("the probe's last line")?;
     Ok(serde_json::from_str(line)?)
 }
