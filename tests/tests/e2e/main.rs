@@ -12,5 +12,6 @@ mod refusals;
 mod secrets;
 mod sessions;
 mod streams;
+mod trust;
 mod upgrade;
 mod world;
