@@ -167,7 +167,7 @@ impl Incumbent {
     }
 
     /// Answers until this agent has retired, or `shutdown`. What has begun by then is seen to its end.
-    pub async fn serve(self, steward: Steward, shutdown: CancellationToken) {
+    pub async fn serve(mut self, steward: Steward, shutdown: CancellationToken) {
         loop {
             let accepted = tokio::select! {
                 () = shutdown.cancelled() => break,
@@ -176,6 +176,9 @@ impl Incumbent {
             match accepted {
                 Ok((stream, _)) if is_own(&stream) => {
                     if yield_to(BufReader::new(stream), self.pins, &steward).await {
+                        // The next agent puts its socket in this one's place at this very moment. To look whose it is
+                        // and to remove it are two steps: the next one's would be gone.
+                        self.inode = 0;
                         return;
                     }
                 }

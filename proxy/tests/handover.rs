@@ -331,6 +331,44 @@ async fn the_next_agent_comes_to_nothing() {
     third.stop().await;
 }
 
+/// What the next agent does before it enrols leaves the one before's heartbeat and entries in force.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_take_over_withdraws_nothing() {
+    let node = Node::new();
+    let mut process = node.pod("pod");
+    let mut first = Agent::first(&node, "first", &["pod"]);
+    first.until_enrolled("pod").await;
+    let before = first.entries();
+    for _ in 0..3 {
+        let predecessor = ask(&node).await;
+        let second = Kernel::succeed(&node.root(), &node.options()).unwrap();
+        // At once: the next beat would hide it.
+        assert_eq!(process.greetings(API_V4, 3), ["first"]);
+        assert_eq!(first.entries(), before);
+        second.yield_up();
+        drop((second, predecessor));
+    }
+    first.stop().await;
+}
+
+/// The next one's may be there already.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_has_handed_over_removes_no_socket() {
+    let node = Node::new();
+    let mut first = Agent::first(&node, "first", &[]);
+    patiently(first.enrolment.pods.changed()).await.unwrap();
+    let predecessor = ask(&node).await;
+    let mut next = Agent::next(&node, "next", &[]);
+    patiently(next.enrolment.pods.changed()).await.unwrap();
+    predecessor.done().await.unwrap();
+    patiently(first.serving.take().unwrap()).await.unwrap();
+    assert!(node.run_dir().join("handover.sock").exists());
+    let next = next.answering(&node);
+    first.stop().await;
+    drop(ask(&node).await);
+    next.stop().await;
+}
+
 /// A pod that comes between the two is the next one's.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_has_yielded_writes_nothing() {

@@ -9,7 +9,7 @@ use std::{
     path::Path,
     process::{Child, Command, Stdio},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::libc::ECONNABORTED;
@@ -175,8 +175,15 @@ async fn the_runtimes_monitor_does_not_show_the_pods_namespace() {
     let agent = Agent::start(&node, &[API_V4, API_V6], &["pod"]);
     let id = node.cgroup("pod");
     agent.until(|state| *state == enrol::PodState::Waiting(id)).await;
+    let appeared = Instant::now();
     let mut process = node.pod("pod/crio-5e3a.scope");
     agent.until(|state| *state == enrol::PodState::Enrolled(id)).await;
+    // The pod's cgroup has had a process all along, so that its own file tells nothing.
+    assert!(
+        appeared.elapsed() < Duration::from_secs(5),
+        "only the rescan noticed it: {:?}",
+        appeared.elapsed()
+    );
     let cookie = tokio::task::block_in_place(|| process.cookie());
     tokio::task::block_in_place(|| {
         eventually("the container's namespace is the enrolled one", || {

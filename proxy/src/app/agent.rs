@@ -75,6 +75,7 @@ impl Agent {
         let token_ready = readiness.condition("token");
         let pods_ready = readiness.condition("pods");
         let addresses_ready = readiness.condition("addresses");
+        let in_charge = readiness.condition("in-charge");
         let no_new_connections = CancellationToken::new();
         let no_new_requests = CancellationToken::new();
         let end_sessions = CancellationToken::new();
@@ -156,7 +157,8 @@ impl Agent {
         }
         let incumbent = incumbent.publish(&options.kernel.pin_dir)?;
         tokio::spawn(incumbent.serve(enrolment.steward.clone(), no_new_connections.clone()));
-        tokio::spawn(retire(enrolment.steward.clone(), no_new_requests.clone()));
+        let steward = enrolment.steward.clone();
+        tokio::spawn(retire(steward, in_charge, no_new_requests.clone()));
         serving.ready();
         tracing::info!(api_server = %cluster.target, addresses = ?*addresses.borrow(), "the agent serves");
         Ok(Self {

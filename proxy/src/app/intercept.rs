@@ -91,10 +91,13 @@ pub(super) async fn succeed(
     Ok(())
 }
 
-/// When another agent has taken over, clients are told to go, for their next connection is the other's. What streams
-/// goes on until this agent is ended.
-pub(super) async fn retire(steward: Steward, no_new_requests: CancellationToken) {
+/// When another agent has taken over, this one isn't ready any more, and clients are told to go, for their next
+/// connection is the other's. What streams goes on until this agent is ended.
+pub(super) async fn retire(steward: Steward, in_charge: Condition, no_new_requests: CancellationToken) {
+    in_charge.ready();
     steward.retired().await;
+    in_charge.not_ready("another agent has taken this node over");
+    in_charge.keep();
     no_new_requests.cancel();
 }
 

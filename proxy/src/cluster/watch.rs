@@ -10,6 +10,7 @@ use kube::{
     api::{ApiResource, DynamicObject},
     runtime::{
         WatchStreamExt as _,
+        utils::{Backoff, ResetTimerBackoff},
         watcher::{self, Config, Event},
     },
 };
@@ -26,6 +27,14 @@ use crate::metrics::{Metrics, Watched};
 const START: Duration = Duration::from_millis(250);
 /// How long the server may leave a watch open. It ends it, and it is resumed where it was.
 const WATCH_SECONDS: u32 = 290;
+
+/// How long after a failure it is tried again, doubled with each, and each time with up to as much again of jitter: a
+/// server that comes back isn't met by all at once. kube's own goes up to 30 seconds, and a Session that is deleted as
+/// the server comes back would grant for up to a minute after.
+const SOONEST: Duration = Duration::from_millis(800);
+const LATEST: Duration = Duration::from_secs(10);
+/// It begins anew only after so long without a failure.
+const QUIET: Duration = Duration::from_mins(2);
 
 /// How often a watch that fails on and on is complained of.
 const COMPLAIN: Duration = Duration::from_mins(1);
@@ -103,9 +112,8 @@ pub fn follow<T: Clone + Send + Sync + 'static>(
             field_selector: query.fields.clone(),
             ..Config::default().timeout(WATCH_SECONDS)
         };
-        // Exponential from 0.8 to 30 seconds with jitter, and begun anew only after two quiet minutes: a server that
-        // comes back isn't met by all at once.
-        let mut events = pin!(watcher::watcher(api, config).default_backoff());
+        let backoff = ResetTimerBackoff::new(Slower(SOONEST), QUIET);
+        let mut events = pin!(watcher::watcher(api, config).backoff(backoff));
         let mut objects: BTreeMap<ObjectKey, T> = BTreeMap::new();
         let mut listing: BTreeMap<ObjectKey, T> = BTreeMap::new();
         let mut listed = false;
@@ -161,6 +169,25 @@ pub fn follow<T: Clone + Send + Sync + 'static>(
         }
     });
     seen
+}
+
+/// How long to wait next, ever longer. It never gives up.
+struct Slower(Duration);
+
+impl Iterator for Slower {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let wait = self.0;
+        self.0 = LATEST.min(wait * 2);
+        Some(wait + jitter(wait))
+    }
+}
+
+impl Backoff for Slower {
+    fn reset(&mut self) {
+        self.0 = SOONEST;
+    }
 }
 
 fn key(object: &DynamicObject) -> ObjectKey {

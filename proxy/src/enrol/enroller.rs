@@ -237,7 +237,23 @@ impl Enroller {
             let below = self.places.range::<Path, _>(from).map(|(cgroup, _)| cgroup);
             concerned.extend(below.take_while(|cgroup| cgroup.starts_with(relative)).cloned());
         }
-        self.visit(concerned.into_iter().collect()).await;
+        let concerned: Vec<PathBuf> = concerned.into_iter().collect();
+        self.visit(concerned.clone()).await;
+        self.look_again(concerned);
+    }
+
+    /// A container's cgroup is there before its process, and where the runtime's monitor is in the pod's as well, nothing
+    /// tells when the process comes.
+    fn look_again(&mut self, cgroups: Vec<PathBuf>) {
+        let now = Instant::now();
+        let waiting = |cgroup: &PathBuf| {
+            let place = self.places.get(cgroup);
+            place.is_some_and(|place| matches!(place.state, State::Tagged { .. }))
+        };
+        for cgroup in cgroups.into_iter().filter(waiting) {
+            let visit = |delay| (now + delay, Chore::Visit, cgroup.clone());
+            self.chores.extend(SETTLING.map(visit));
+        }
     }
 
     async fn do_chores(&mut self) {

@@ -156,7 +156,10 @@ impl Watches {
                     watch.descriptor = None;
                 }
             }
+            let below = path.strip_prefix(&self.root).unwrap_or(&path);
             match &event.name {
+                // A container of the pod's: `cgroup.events` says nothing of it where the pod had a process already.
+                Some(_) if self.followed.contains_key(below) => paths.insert(path),
                 Some(name) => paths.insert(path.join(name)),
                 None if path.ends_with(EVENTS) => paths.insert(path.parent().unwrap_or(&path).to_owned()),
                 None => paths.insert(path),
@@ -166,7 +169,7 @@ impl Watches {
     }
 }
 
-/// What to watch for a cgroup: its events and its parent where it exists, else the nearest ancestor that does.
+/// What to watch for a cgroup: itself, its events and its parent where it exists, else the nearest ancestor that does.
 fn watched_for(root: &Path, cgroup: &Path) -> Vec<PathBuf> {
     let path = root.join(cgroup);
     let nearest = path
@@ -176,6 +179,7 @@ fn watched_for(root: &Path, cgroup: &Path) -> Vec<PathBuf> {
     let mut watched: Vec<PathBuf> = nearest.map(Path::to_owned).into_iter().collect();
     if path.is_dir() {
         watched.push(path.join(EVENTS));
+        watched.push(path);
     }
     watched
 }
@@ -233,6 +237,15 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_container_that_comes_is_a_change_of_its_pod() {
+        let mut tree = Tree::new();
+        tree.make("pod");
+        tree.watches.follow(Path::new("pod"));
+        tree.make("pod/container");
+        tree.hears("pod").await;
+    }
+
+    #[tokio::test]
     async fn what_is_followed_no_longer_is_watched_no_longer() {
         let mut tree = Tree::new();
         tree.make("slice/one");
@@ -240,9 +253,13 @@ mod tests {
         tree.watches.follow(Path::new("slice/one"));
         tree.watches.follow(Path::new("slice/two"));
         tree.watches.follow(Path::new("slice/two"));
-        assert_eq!(tree.watches.paths.len(), 3, "their parent, and each one's events");
+        assert_eq!(
+            tree.watches.paths.len(),
+            5,
+            "their parent, each one, and each one's events"
+        );
         tree.watches.forget(Path::new("slice/one"));
-        assert_eq!(tree.watches.paths.len(), 2);
+        assert_eq!(tree.watches.paths.len(), 3);
         tree.make("slice/three");
         tree.hears("slice/three").await;
         tree.watches.forget(Path::new("slice/two"));

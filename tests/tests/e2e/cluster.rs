@@ -1,37 +1,53 @@
 //! The agent with the cluster as its source: Sessions as resources, pods that name them, the API server's own addresses.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result};
 use rstest::rstest;
 use serde_json::{Value, json};
 use understudy_tests::node::{
-    Agent, AgentOptions, ApiServer, Node, Pod, PodSpec, Running, SESSION_LABEL, Session, eventually,
+    Agent, AgentOptions, ApiServer, Node, Pod, PodSpec, Running, SESSION_LABEL, Session, TestServerOptions, eventually,
 };
 
-use crate::world::{WITHIN_A_SECOND, curl, curl_raw, whoami};
+use crate::{
+    hold::listening_ports,
+    world::{WITHIN_A_SECOND, curl, curl_raw, no_answer, whoami},
+};
 
 const SESSIONS: &str = "sessions.understudy.dev";
 const PODS: &str = "/api/v1/namespaces/prod/pods";
 
 /// The fields fall in this order.
-struct Cluster {
-    agent: Agent,
-    api: ApiServer,
-    node: Node,
+pub(crate) struct Cluster {
+    pub(crate) agent: Agent,
+    pub(crate) api: ApiServer,
+    pub(crate) node: Node,
     /// support/alice, acting as the viewer.
-    session: Session,
+    pub(crate) session: Session,
 }
 
 impl Cluster {
     /// With the session, and no pod yet.
-    async fn new() -> Result<Self> {
+    pub(crate) async fn new() -> Result<Self> {
+        Self::with(AgentOptions::cluster()).await
+    }
+
+    pub(crate) async fn with(agent: AgentOptions) -> Result<Self> {
         let node = Node::new()?;
         let api = ApiServer::start(&node).await?;
+        Self::around(node, api, agent).await
+    }
+
+    pub(crate) async fn around(node: Node, api: ApiServer, agent: AgentOptions) -> Result<Self> {
         api.define_sessions().await?;
         let session = Session::named("support", "alice").acting_as(&node.accounts().viewer);
         api.write_session(&session).await?;
-        let agent = Agent::start(&node, AgentOptions::cluster()).await?;
+        let agent = Agent::start(&node, agent).await?;
         Ok(Self {
             agent,
             api,
@@ -40,28 +56,28 @@ impl Cluster {
         })
     }
 
-    fn viewer(&self) -> String {
+    pub(crate) fn viewer(&self) -> String {
         self.node.accounts().viewer.username()
     }
 
-    fn powerless(&self) -> String {
+    pub(crate) fn powerless(&self) -> String {
         self.node.accounts().powerless.username()
     }
 
     /// A pod's object, and then its sandbox.
-    async fn pod(&self, spec: PodSpec) -> Result<Pod> {
+    pub(crate) async fn pod(&self, spec: PodSpec) -> Result<Pod> {
         let spec = self.api.create_pod(spec).await?;
         self.node.pod(spec)
     }
 
     /// A pod in the session, acting in it.
-    async fn pod_in_session(&self) -> Result<Pod> {
+    pub(crate) async fn pod_in_session(&self) -> Result<Pod> {
         let pod = self.pod(shell().session("alice")).await?;
         self.until(&pod, &self.viewer()).await?;
         Ok(pod)
     }
 
-    async fn until(&self, pod: &Pod, user: &str) -> Result<()> {
+    pub(crate) async fn until(&self, pod: &Pod, user: &str) -> Result<()> {
         eventually("the pod acts as it should", async || {
             let output = pod
                 .kubectl("auth whoami -o jsonpath={.status.userInfo.username}")
@@ -71,7 +87,7 @@ impl Cluster {
         .await
     }
 
-    async fn status(&self) -> Result<Value> {
+    pub(crate) async fn status(&self) -> Result<Value> {
         let object = self.api.read(SESSIONS, "support", "alice").await?;
         Ok(object.context("the session is there")?["status"].clone())
     }
@@ -178,7 +194,7 @@ async fn a_label_without_a_session_is_intercepted_and_refused(
     Ok(())
 }
 
-async fn start_watch(pod: &Pod) -> Result<Running> {
+pub(crate) async fn start_watch(pod: &Pod) -> Result<Running> {
     let words = ["get", "configmaps", "-n", "prod", "--watch", "-o", "name"];
     let mut watch = pod.kubectl_command(words)?.spawn()?;
     watch.stdout_until(|text| text.contains("configmap/settings")).await?;
@@ -199,6 +215,22 @@ async fn a_sessions_deletion_ends_a_watch_within_a_second() -> Result<()> {
     cluster.until(&pod, &cluster.viewer()).await
 }
 
+/// Invariant 5. The pod that it runs in is played by the test API server: a real one would ask its kubelet.
+#[tokio::test]
+async fn a_sessions_deletion_ends_an_exec_within_a_second() -> Result<()> {
+    let node = Node::new()?;
+    let api = ApiServer::start_test_program(&node, &TestServerOptions::default()).await?;
+    let cluster = Cluster::around(node, api, AgentOptions::cluster()).await?;
+    let pod = cluster.pod_in_session().await?;
+    let words = ["exec", "-i", "-n", "prod", "web-0", "--", "cat"];
+    let mut exec = pod.kubectl_command(words)?.spawn()?;
+    exec.write(b"alive\n").await?;
+    exec.stdout_until(|text| text.contains("alive")).await?;
+    cluster.api.delete_session(&cluster.session).await?;
+    exec.wait(WITHIN_A_SECOND).await?;
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_label_is_given_and_taken_while_the_pod_runs() -> Result<()> {
     let cluster = Cluster::new().await?;
@@ -211,71 +243,6 @@ async fn a_label_is_given_and_taken_while_the_pod_runs() -> Result<()> {
         cluster.api.label_pod(pod.spec(), SESSION_LABEL, None).await?;
         watch.wait(WITHIN_A_SECOND).await?;
         cluster.until(&pod, &cluster.powerless()).await?;
-    }
-    Ok(())
-}
-
-/// The seventh thing that must be shown, in less than its minute.
-#[tokio::test]
-async fn sessions_are_in_force_while_the_api_server_is_away() -> Result<()> {
-    let mut cluster = Cluster::new().await?;
-    let pod = cluster.pod_in_session().await?;
-    let pid = cluster.agent.pid()?;
-    cluster.api.kill9().await?;
-    let away = Instant::now();
-    while away.elapsed() < Duration::from_secs(5) {
-        // Ours, not the kernel's refusal and not the API server's: the pod is turned to the agent, which can't go on.
-        let answer = curl(&pod, PODS, &[]).await?;
-        assert!((500..600).contains(&answer.code), "{answer:?}");
-        assert_eq!(answer.json()?["kind"], "Status", "{answer:?}");
-    }
-    cluster.api.start_again().await?;
-    eventually("the pod acts again", async || {
-        let output = curl_raw(&pod, PODS, &[]).await?;
-        Ok((output.succeeded() && output.stderr.contains(" 200")).then_some(()))
-    })
-    .await?;
-    assert_eq!(whoami(&pod).await?, cluster.viewer());
-    assert_eq!(cluster.agent.pid()?, pid);
-    assert!(
-        !cluster.agent.log().contains("a session ends"),
-        "no session ended on the way"
-    );
-    // What has changed since is heard, at the latest when the backoff is over.
-    let deleted = Instant::now();
-    cluster.api.delete_session(&cluster.session).await?;
-    loop {
-        if curl(&pod, PODS, &[]).await?.code == 403 {
-            return Ok(());
-        }
-        assert!(
-            deleted.elapsed() < Duration::from_mins(1),
-            "the deletion is never heard of"
-        );
-        tokio::time::sleep(Duration::from_millis(250)).await;
-    }
-}
-
-/// An agent that starts while the API server can't be reached waits, and says so.
-#[tokio::test]
-async fn an_agent_waits_for_the_api_server() -> Result<()> {
-    let mut cluster = Cluster::new().await?;
-    let pod = cluster.pod_in_session().await?;
-    cluster.agent.kill9().await?;
-    cluster.api.kill9().await?;
-    let again = Agent::launch(&cluster.node, AgentOptions::cluster())?;
-    eventually("it says what it waits for", async || {
-        Ok(again.log().contains("waiting for this node's pods").then_some(()))
-    })
-    .await?;
-    let refused = curl_raw(&pod, PODS, &[]).await?;
-    assert!(!refused.succeeded(), "the pod stays refused meanwhile: {refused:?}");
-    cluster.api.start_again().await?;
-    // The backoff may have come far by now.
-    let began = Instant::now();
-    while !curl_raw(&pod, PODS, &[]).await?.stderr.contains(" 200") {
-        assert!(began.elapsed() < Duration::from_mins(1), "it never goes on");
-        tokio::time::sleep(Duration::from_millis(250)).await;
     }
     Ok(())
 }
@@ -306,4 +273,46 @@ async fn a_new_endpoint_is_intercepted_within_a_second() -> Result<()> {
     // The others are intercepted as before.
     assert_eq!(whoami(&pod).await?, cluster.viewer());
     Ok(())
+}
+
+/// The sixth thing that must be shown; invariant 6. That nothing is left in the kernel, by its own numbers, is
+/// `proxy/tests/uninstall.rs`.
+#[tokio::test]
+async fn after_uninstall_running_pods_are_what_they_were() -> Result<()> {
+    let mut cluster = Cluster::new().await?;
+    let pod = cluster.pod_in_session().await?;
+    let host = PodSpec::named("host").namespace("support").session("alice");
+    let host = cluster.pod(host.host_network()).await?;
+    cluster.until(&host, &cluster.viewer()).await?;
+    assert!(!listening_ports(&pod).await?.is_empty());
+    assert!(cluster.node.pin_dir().exists() && cluster.node.run_dir().exists());
+    let cgroups = cgroups(cluster.node.cgroup_root())?;
+
+    cluster.agent.terminate()?;
+    let status = cluster.agent.ended(Duration::from_secs(40)).await?;
+    assert!(status.success(), "{status}");
+    // The agent's end alone leaves the pods refused.
+    assert!(no_answer(&curl_raw(&pod, PODS, &[]).await?));
+    Agent::uninstall(&cluster.node)?.stdout().await?;
+
+    assert!(!cluster.node.pin_dir().exists() && !cluster.node.run_dir().exists());
+    for pod in [&pod, &host] {
+        assert_eq!(listening_ports(pod).await?, [0_u16; 0], "{}", pod.name());
+        assert_eq!(whoami(pod).await?, cluster.powerless(), "{}", pod.name());
+    }
+    assert_eq!(self::cgroups(cluster.node.cgroup_root())?, cgroups);
+    // A second time there is nothing to do, and that is no error.
+    Agent::uninstall(&cluster.node)?.stdout().await.map(drop)
+}
+
+/// Every cgroup at and below a path.
+fn cgroups(path: &Path) -> Result<BTreeSet<PathBuf>> {
+    let mut all = BTreeSet::from([path.to_owned()]);
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            all.extend(cgroups(&entry.path())?);
+        }
+    }
+    Ok(all)
 }

@@ -26,7 +26,7 @@ async fn send_plainly(pod: &Pod, address: &str) -> Result<Value> {
 }
 
 /// The ports that something listens on in the pod's network namespace.
-async fn listening_ports(pod: &Pod) -> Result<Vec<u16>> {
+pub(crate) async fn listening_ports(pod: &Pod) -> Result<Vec<u16>> {
     let table = pod
         .command("cat")
         .args(["/proc/net/tcp", "/proc/net/tcp6"])

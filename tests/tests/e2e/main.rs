@@ -2,6 +2,7 @@
 //! linked once.
 
 mod addresses;
+mod away;
 mod clients;
 mod cluster;
 mod definition;
@@ -9,6 +10,7 @@ mod hold;
 mod load;
 mod node_in_a_box;
 mod refusals;
+mod scale;
 mod secrets;
 mod sessions;
 mod streams;

@@ -7,7 +7,7 @@ use nix::{
 };
 use tokio::process::Child;
 
-use super::{ApiServer, Kind};
+use super::{ApiServer, Kind, Mark};
 
 impl ApiServer {
     /// Kills it with SIGKILL: connections break, and new ones are refused.
@@ -29,16 +29,24 @@ impl ApiServer {
     }
 
     /// Starts it again with the objects that it held, and waits until it is ready. Of requests, the test program has
-    /// no memory from before: a [`super::Mark`] doesn't outlive it.
+    /// no memory from before: a [`Mark`] doesn't outlive it. What is returned stands before the first since.
     ///
     /// # Errors
     /// It doesn't become ready within 30 seconds.
-    pub async fn start_again(&mut self) -> Result<()> {
-        match &mut self.kind {
-            Kind::Test(server) => server.start_again()?,
-            Kind::Real(server) => server.start_again()?,
-        }
-        self.ready().await
+    pub async fn start_again(&mut self) -> Result<Mark> {
+        let mark = match &mut self.kind {
+            Kind::Test(server) => {
+                server.start_again()?;
+                Mark(0)
+            }
+            Kind::Real(server) => {
+                let mark = server.mark()?;
+                server.start_again()?;
+                mark
+            }
+        };
+        self.ready().await?;
+        Ok(mark)
     }
 
     /// Stops it where it stands (SIGSTOP): connections stay, and nothing is answered.
