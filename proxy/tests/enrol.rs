@@ -356,6 +356,28 @@ async fn leftovers_are_let_go_once_all_is_known() {
     agent.stop().await;
 }
 
+/// Invariant 1: while a wanted pod's cgroup can't be opened, whatever is tagged may be that pod's.
+#[tokio::test(flavor = "multi_thread")]
+async fn leftovers_are_refused_while_a_pod_cannot_be_looked_for() {
+    let node = Node::new();
+    let mut process = node.pod("pod");
+    let mut agent = Agent::start(&node, &[wanted("pod", "a/b")]);
+    agent.until_enrolled("pod").await;
+    agent.stop().await;
+
+    // A file is no directory: opening it fails, as it does where descriptors have run out.
+    let hidden = "untagged/cgroup.procs";
+    let mut agent = Agent::start(&node, &[wanted(hidden, "a/b"), wanted("../none", "a/b")]);
+    agent.until(hidden, |state| matches!(state, PodState::Failed(_))).await;
+    assert_eq!(dial(&mut process, "a", API_V4), Err(EPERM));
+    assert_eq!(process.served(), 0, "the API server was reached");
+    // What can be none of a cgroup keeps nobody waiting.
+    agent.wanted.send_replace(Arc::from([wanted("../none", "a/b")]));
+    dial_when_possible(&mut process).await;
+    node::eventually("the API server is reached", || process.served() == 1);
+    agent.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_enrolled_says_so() {
     let node = Node::new();

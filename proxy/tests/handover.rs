@@ -331,6 +331,37 @@ async fn the_next_agent_comes_to_nothing() {
     third.stop().await;
 }
 
+/// Invariant 1: what the next agent knew and this one doesn't is refused, not let go, when the next one comes to nothing;
+/// what this one let go itself meanwhile is let go.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_the_next_agent_knew_is_refused_when_it_comes_to_nothing() {
+    let node = Node::new();
+    let (mut goes, mut newer, mut comes) = (node.pod("goes"), node.pod("newer"), node.pod("comes"));
+    let mut first = Agent::first(&node, "first", &["goes"]);
+    first.until_enrolled("goes").await;
+    let predecessor = ask(&node).await;
+    let mut second = Agent::next(&node, "second", &["goes", "newer", "comes"]);
+    patiently(second.enrolment.pods.changed()).await.unwrap();
+    first.wanted.send_replace(wanted(&["comes"]));
+    first
+        .until("comes", |state| matches!(state, PodState::Waiting(_)))
+        .await;
+    second.kernel.yield_up();
+    drop(predecessor);
+    first.until_enrolled("comes").await;
+    assert_eq!(newer.dial("a", API_V4), Err(EPERM));
+    assert_eq!(newer.served(), 0, "the API server was reached");
+    assert_eq!(comes.greetings(API_V4, 1), ["first"]);
+    goes.dial("a", API_V4).unwrap();
+    node::eventually("the API server is reached", || goes.served() == 1);
+    second.stop().await;
+    // Heard of at last.
+    first.wanted.send_replace(wanted(&["comes", "newer"]));
+    first.until_enrolled("newer").await;
+    assert_eq!(newer.greetings(API_V4, 1), ["first"]);
+    first.stop().await;
+}
+
 /// A pod that comes between the two is the next one's.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_has_yielded_writes_nothing() {

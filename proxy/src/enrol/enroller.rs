@@ -24,7 +24,7 @@ use super::{
     accept::Acceptor,
     netns::NetnsId,
     observe::Observation,
-    place::{Place, State},
+    place::{Cgroup, Place, State},
     plan::{self, Seen},
     sever::Severer,
     steward::Request,
@@ -87,6 +87,10 @@ pub(super) struct Enroller {
     foreign: u64,
     pub(super) tenure: Tenure,
     pub(super) beating: Option<AbortOnDropHandle<()>>,
+    /// Leftovers are to be untagged once no wanted pod's cgroup is hidden any more.
+    pub(super) untag_later: bool,
+    /// Cgroups that were let go while another agent had the kernel side.
+    pub(super) released: BTreeSet<u64>,
 }
 
 impl Enroller {
@@ -124,6 +128,8 @@ impl Enroller {
             next_enrolment: first_enrolment,
             tenure: Tenure::new(retired),
             beating: None,
+            untag_later: false,
+            released: BTreeSet::new(),
         }
     }
 
@@ -136,6 +142,7 @@ impl Enroller {
         rescan.reset();
         let (mut sources_live, mut leftovers_live) = (true, true);
         loop {
+            self.settle_delayed();
             self.publish();
             tokio::select! {
                 () = shutdown.cancelled(), if self.tenure.may_end() => break,
@@ -162,7 +169,7 @@ impl Enroller {
                     let all: Vec<PathBuf> = self.places.keys().cloned().collect();
                     self.sever(all);
                 }
-                Some(request) = sources.orders.recv() => self.obey(request, &sources.leftovers).await,
+                Some(request) = sources.orders.recv() => self.obey(request, &mut sources).await,
                 () = self.tenure.grace() => self.watch_grace(),
                 () = due(&self.chores) => self.do_chores().await,
                 _ = rescan.tick() => self.visit_all().await,
@@ -349,8 +356,8 @@ impl Enroller {
                 let step = plan::step(known, Seen::Inhabited(id, &ids));
                 (step, Some(id), namespaces.into_iter().next())
             }
-            Observation::Failed { id, error } => {
-                if let Some(id) = id
+            Observation::Failed { cgroup, error } => {
+                if let Cgroup::Known(id) = cgroup
                     && place.state.tagged() != Some(id)
                 {
                     self.close(place);
@@ -358,7 +365,7 @@ impl Enroller {
                     self.tag(place, id);
                 }
                 self.changed = true;
-                place.fail(error);
+                place.fail(error, cgroup);
                 return None;
             }
         };
@@ -400,7 +407,8 @@ impl Enroller {
             Err(error) => {
                 SETTLING.get(place.failures).into_iter().for_each(&mut revisit);
                 place.failures += 1;
-                place.fail(error);
+                // It has the tag that was there to be completed.
+                place.fail(error, Cgroup::Hidden);
             }
         }
         self.changed = true;

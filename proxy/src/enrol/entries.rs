@@ -14,7 +14,7 @@ use super::{
     enroller::{Enroller, Sources},
     heartbeat,
     netns::{Listeners, NetnsId},
-    place::{Place, State},
+    place::{Cgroup, Place, State},
 };
 use crate::{
     kernel::MapError,
@@ -58,7 +58,12 @@ impl Enroller {
                 match root.descend(cgroup) {
                     Ok(directory) => self.tag(&mut place, directory.id()),
                     Err(error) if error.is_absent() => {}
-                    Err(error) => place.state = State::Failed(error.to_string()),
+                    Err(error) => {
+                        place.state = State::Failed {
+                            error: error.to_string(),
+                            cgroup: Cgroup::after(&error),
+                        };
+                    }
                 }
             }
             self.places.insert(cgroup.clone(), place);
@@ -99,20 +104,19 @@ impl Enroller {
             next += 1;
             if let Err(error) = self.kernel.set_pod(id, &PodEntry::without_listener(next)) {
                 error!(%error, pod = %place.wanted.name, "the kernel programs still know another agent's listener");
-                place.fail(error.to_string());
+                place.fail(error.to_string(), Cgroup::Known(id));
             }
         }
         self.next_enrolment = next;
     }
 
     /// Pods that an earlier agent tagged and nobody wants. The listeners that their entries name are gone, or will be.
-    pub(super) fn settle_leftovers(&self, leftovers: Leftovers) {
-        let known: BTreeSet<u64> = self
-            .places
-            .values()
-            .filter_map(|place| place.state.tagged())
-            .map(|id| id.0)
-            .collect();
+    /// While a wanted pod's cgroup can't be opened, any of them may be that pod's: they are refused until it can.
+    pub(super) fn settle_leftovers(&mut self, leftovers: Leftovers) {
+        let hidden = self.places.values().any(|place| place.state.is_hidden());
+        self.untag_later = hidden && leftovers == Leftovers::Untag;
+        let leftovers = if hidden { Leftovers::Refuse } else { leftovers };
+        let known = self.own();
         let settle = || -> Result<(), MapError> {
             for (id, entry) in self.kernel.pods()? {
                 if known.contains(&id.0) {
@@ -144,6 +148,19 @@ impl Enroller {
         }
     }
 
+    /// Untags what couldn't be while a wanted pod's cgroup was hidden.
+    pub(super) fn settle_delayed(&mut self) {
+        if self.untag_later && !self.places.values().any(|place| place.state.is_hidden()) {
+            self.settle_leftovers(Leftovers::Untag);
+        }
+    }
+
+    /// The cgroups that are wanted pods', as far as is known.
+    pub(super) fn own(&self) -> BTreeSet<u64> {
+        let own = self.places.values().filter_map(|place| place.state.own());
+        own.map(|id| id.0).collect()
+    }
+
     /// Makes an entry without listeners: connects to the API server are refused.
     pub(super) fn tag(&mut self, place: &mut Place, id: CgroupId) {
         let entry = PodEntry::without_listener(self.enrolment());
@@ -152,7 +169,10 @@ impl Enroller {
             Ok(()) => State::Tagged { id, error: None },
             Err(error) => {
                 error!(%error, pod = %place.wanted.name, "the pod can't be tagged");
-                State::Failed(error.to_string())
+                State::Failed {
+                    error: error.to_string(),
+                    cgroup: Cgroup::Known(id),
+                }
             }
         };
     }
@@ -222,6 +242,9 @@ impl Enroller {
 
     pub(super) fn untag(&mut self, place: &mut Place) {
         let Some(id) = place.state.tagged() else { return };
+        if self.tenure.has_yielded() {
+            self.released.insert(id.0);
+        }
         if let Err(error) = self.kernel.remove_pod(id) {
             error!(%error, pod = %place.wanted.name, "the pod stays tagged, and refused");
         }

@@ -2,11 +2,8 @@
 
 use std::{fs, path::Path};
 
-use super::netns::Netns;
-use crate::{
-    kernel::cgroup::{CgroupDir, CgroupError, CgroupRoot},
-    pod::CgroupId,
-};
+use super::{netns::Netns, place::Cgroup};
+use crate::kernel::cgroup::{CgroupDir, CgroupError, CgroupRoot};
 
 /// What a look showed.
 #[derive(Debug)]
@@ -25,8 +22,8 @@ pub(super) enum Observation {
     },
     /// It can't be looked at, or not into it.
     Failed {
-        /// The cgroup, where that much is known: it is tagged all the same (invariant 1).
-        id: Option<CgroupId>,
+        /// The cgroup. Where it is known which it is, it is tagged all the same (invariant 1).
+        cgroup: Cgroup,
         /// Why.
         error: String,
     },
@@ -34,12 +31,12 @@ pub(super) enum Observation {
 
 /// Looks at a pod's cgroup.
 pub(super) fn observe(root: &CgroupRoot, relative: &Path) -> Observation {
-    let failed = |id, error: CgroupError| {
+    let failed = |cgroup, error: CgroupError| {
         if error.is_absent() {
             Observation::Absent
         } else {
             Observation::Failed {
-                id,
+                cgroup,
                 error: error.to_string(),
             }
         }
@@ -47,9 +44,9 @@ pub(super) fn observe(root: &CgroupRoot, relative: &Path) -> Observation {
     match root.descend(relative) {
         Ok(directory) => {
             let id = directory.id();
-            inhabitants(directory).unwrap_or_else(|error| failed(Some(id), error))
+            inhabitants(directory).unwrap_or_else(|error| failed(Cgroup::Known(id), error))
         }
-        Err(error) => failed(None, error),
+        Err(error) => failed(Cgroup::after(&error), error),
     }
 }
 
@@ -62,7 +59,7 @@ fn inhabitants(directory: CgroupDir) -> Result<Observation, CgroupError> {
         // The kernel shows 0 for what it can't name here.
         let text = "its processes are in another PID namespace than the agent: give the agent's pod hostPID";
         return Ok(Observation::Failed {
-            id: Some(directory.id()),
+            cgroup: Cgroup::Known(directory.id()),
             error: text.to_owned(),
         });
     }
