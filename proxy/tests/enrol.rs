@@ -470,6 +470,49 @@ async fn many_pods_are_enrolled_quickly(#[case] number: usize) {
     agent.stop().await;
 }
 
+/// Invariant 1: however long enrolling many takes, what appears meanwhile is tagged at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_appears_while_many_are_enrolled_is_tagged_at_once() {
+    const PODS: usize = 500;
+    let node = Node::new();
+    let crowd = tokio::task::block_in_place(|| Crowd::gather(&node, PODS));
+    let mut pods: Vec<WantedPod> = (0..PODS).map(|pod| wanted(&format!("pods/{pod}/box"), "a/b")).collect();
+    tokio::task::block_in_place(|| crowd.enter(pods.iter().map(|pod| node.path(pod.cgroup.to_str().unwrap()))));
+    pods.push(wanted("appears", "a/b"));
+    let (_there, named) = (node.cgroup("named"), wanted("named", "a/b"));
+    let mut agent = Agent::start(&node, &pods);
+    let enrolled = |agent: &Agent| {
+        let entries = agent.kernel.pods().unwrap();
+        entries.iter().filter(|(_, entry)| entry.port4 != 0).count()
+    };
+    patiently(async {
+        while enrolled(&agent) == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    let started = Instant::now();
+    let ids = [node.cgroup("appears"), node.cgroup("named")];
+    pods.push(named);
+    agent.wanted.send_replace(Arc::from(&pods[..]));
+    patiently(async {
+        while !ids.iter().all(|id| agent.kernel.is_tagged(*id).unwrap()) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    let (took, before) = (started.elapsed(), enrolled(&agent));
+    println!("tagged after {took:?}, when {before} of {PODS} were enrolled");
+    assert!(before < PODS, "they were tagged after all others were enrolled");
+    agent
+        .until("appears", |state| matches!(state, PodState::Waiting(_)))
+        .await;
+    agent
+        .until("named", |state| matches!(state, PodState::Waiting(_)))
+        .await;
+    agent.stop().await;
+}
+
 /// Every pod has its own listeners in its own namespace.
 fn assert_all_have_listeners(agent: &Agent, number: usize) {
     let entries = agent.kernel.pods().unwrap();

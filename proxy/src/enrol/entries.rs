@@ -11,7 +11,7 @@ use understudy_common::PodEntry;
 use super::{
     Leftovers,
     accept::Post,
-    enroller::{Enroller, Sources},
+    enroller::Enroller,
     heartbeat,
     netns::{Listeners, NetnsId},
     place::{Cgroup, Place, State},
@@ -23,15 +23,17 @@ use crate::{
 
 impl Enroller {
     /// Puts in force what the sources say now.
-    pub(super) async fn begin(&mut self, sources: &mut Sources) {
-        let first = sources.wanted.borrow_and_update().clone();
-        let leftovers = *sources.leftovers.borrow_and_update();
+    pub(super) async fn begin(&mut self) {
+        let first = self.sources.wanted.borrow_and_update().clone();
+        let leftovers = *self.sources.leftovers.borrow_and_update();
         let new = self.want(&first);
         if self.kernel.succeeds() {
             // The other agent serves until each entry is replaced, and none is taken away before.
-            self.adopt_present();
+            self.adopting = true;
+            self.tag_present(&new);
             self.beating = Some(heartbeat::start(Arc::clone(&self.kernel)));
             self.visit(new).await;
+            self.adopting = false;
             self.replace_entries();
             self.settle_leftovers(leftovers);
         } else {
@@ -70,28 +72,28 @@ impl Enroller {
         }
     }
 
-    /// As [`tag_present`](Self::tag_present), but what is tagged already stays as it is.
-    fn adopt_present(&mut self) {
-        let tagged: BTreeSet<u64> = match self.kernel.pods() {
-            Ok(pods) => pods.into_iter().map(|(id, _)| id.0).collect(),
-            Err(error) => {
-                error!(%error, "the other agent's pods are refused until they are enrolled");
-                BTreeSet::new()
-            }
-        };
+    /// Tags what has appeared at these places, or has taken the place of what was tagged there. Returns those that are
+    /// to be visited: all of them.
+    pub(super) fn tag_changed(&mut self, cgroups: BTreeSet<PathBuf>) -> BTreeSet<PathBuf> {
         let root = Arc::clone(&self.root);
-        for place in self.places.values_mut() {
-            if let Ok(directory) = root.descend(&place.wanted.cgroup)
-                && tagged.contains(&directory.id().0)
-            {
-                place.state = State::Tagged {
-                    id: directory.id(),
-                    error: None,
-                };
+        for cgroup in &cgroups {
+            let Some(mut place) = self.places.remove(cgroup) else {
+                continue;
+            };
+            let tagged = place.state.tagged();
+            if let Some(watches) = self.watches.as_mut().filter(|_| tagged.is_none()) {
+                watches.follow(cgroup);
             }
+            if let Ok(directory) = root.descend(cgroup)
+                && tagged != Some(directory.id())
+            {
+                self.close(&mut place);
+                self.untag(&mut place);
+                self.tag(&mut place, directory.id());
+            }
+            self.places.insert(cgroup.clone(), place);
         }
-        let rest: Vec<PathBuf> = self.places.keys().cloned().collect();
-        self.tag_present(&rest);
+        cgroups
     }
 
     /// What couldn't be enrolled mustn't name the other agent's listeners, which will close.
@@ -165,7 +167,13 @@ impl Enroller {
     pub(super) fn tag(&mut self, place: &mut Place, id: CgroupId) {
         let entry = PodEntry::without_listener(self.enrolment());
         self.changed = true;
-        place.state = match self.kernel.set_pod(id, &entry) {
+        let tagged = if self.adopting || self.tenure.has_yielded() {
+            // The other agent's entry may have a listener that serves.
+            self.kernel.add_pod(id, &entry)
+        } else {
+            self.kernel.set_pod(id, &entry)
+        };
+        place.state = match tagged {
             Ok(()) => State::Tagged { id, error: None },
             Err(error) => {
                 error!(%error, pod = %place.wanted.name, "the pod can't be tagged");

@@ -3,7 +3,10 @@
 use std::{fs, path::Path};
 
 use super::{netns::Netns, place::Cgroup};
-use crate::kernel::cgroup::{CgroupDir, CgroupError, CgroupRoot};
+use crate::{
+    kernel::cgroup::{CgroupDir, CgroupError, CgroupRoot},
+    pod::CgroupId,
+};
 
 /// What a look showed.
 #[derive(Debug)]
@@ -27,6 +30,20 @@ pub(super) enum Observation {
         /// Why.
         error: String,
     },
+}
+
+impl Observation {
+    /// The cgroup that was seen.
+    pub(super) fn cgroup(&self) -> Option<CgroupId> {
+        match self {
+            Self::Absent => None,
+            Self::Empty(directory) | Self::Inhabited { directory, .. } => Some(directory.id()),
+            Self::Failed { cgroup, .. } => match cgroup {
+                Cgroup::Known(id) => Some(*id),
+                Cgroup::None | Cgroup::Hidden => None,
+            },
+        }
+    }
 }
 
 /// Looks at a pod's cgroup.

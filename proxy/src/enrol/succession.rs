@@ -10,7 +10,7 @@ use understudy_common::PodEntry;
 
 use super::{
     Leftovers,
-    enroller::{Enroller, Sources},
+    enroller::Enroller,
     place::State,
     steward::{GRACE, LONGEST_GRACE, Order, Request, StewardError},
 };
@@ -68,7 +68,7 @@ impl Tenure {
 
 impl Enroller {
     /// Carries out an order, or says why not.
-    pub(super) async fn obey(&mut self, (order, done): Request, sources: &mut Sources) {
+    pub(super) async fn obey(&mut self, (order, done): Request) {
         let outcome = match (order, self.tenure.stage) {
             (Order::Yield, Stage::InCharge) => {
                 self.kernel.yield_up();
@@ -76,7 +76,7 @@ impl Enroller {
                 info!("another agent is about to take over: the kernel side is left to it");
                 Ok(())
             }
-            (Order::Resume, Stage::Yielded) => self.resume(sources).await,
+            (Order::Resume, Stage::Yielded) => self.resume().await,
             (Order::Retire, Stage::Yielded) => {
                 info!("another agent has taken over");
                 self.tenure.stage = Stage::Retiring(Instant::now());
@@ -91,11 +91,11 @@ impl Enroller {
     /// The next agent came to nothing. It may have replaced some entries, or all, and made some of pods that this one
     /// hasn't heard of yet: what isn't known is refused, and let go only where it was this agent that knew it and let
     /// it go.
-    async fn resume(&mut self, sources: &mut Sources) -> Result<(), StewardError> {
+    async fn resume(&mut self) -> Result<(), StewardError> {
         self.kernel.resume()?;
         self.tenure.stage = Stage::InCharge;
         warn!("the other agent came to nothing: this one goes on");
-        let now = sources.wanted.borrow_and_update().clone();
+        let now = self.sources.wanted.borrow_and_update().clone();
         self.want(&now);
         for place in self.places.values() {
             let (id, entry) = match &place.state {
