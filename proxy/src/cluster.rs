@@ -16,6 +16,7 @@ pub mod pods;
 pub mod rights;
 pub mod secrets;
 pub mod sessions;
+pub mod settle;
 pub mod source;
 pub mod status;
 pub mod watch;

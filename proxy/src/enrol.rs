@@ -134,13 +134,9 @@ pub fn start(
         orders,
         retired: CancellationToken::new(),
     };
-    let enroller = enroller::Enroller::new(root, acceptor, status, connections, steward.retired.clone());
-    let sources = enroller::Sources {
-        wanted,
-        leftovers,
-        orders: received,
-    };
-    let task = tokio::spawn(enroller.run(sources, shutdown));
+    let sources = enroller::Sources::new(wanted, leftovers);
+    let enroller = enroller::Enroller::new(root, acceptor, status, connections, sources, steward.retired.clone());
+    let task = tokio::spawn(enroller.run(received, shutdown));
     Enrolment {
         pods,
         refusals,

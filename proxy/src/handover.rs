@@ -209,12 +209,30 @@ impl Drop for Incumbent {
 /// Where it can't be removed. What isn't there is no error.
 pub fn remove(run_dir: &Path) -> Result<(), HandoverError> {
     let path = run_dir.join(SOCKET);
-    remove_if_there(&path).map_err(|source| HandoverError::Socket { path, source })?;
+    for path in unpublished(run_dir).into_iter().chain([path]) {
+        remove_if_there(&path).map_err(|source| HandoverError::Socket { path, source })?;
+    }
     if let Err(error) = fs::remove_dir(run_dir) {
         // A mount, or something that isn't ours.
         debug!(%error, directory = %run_dir.display(), "the run directory stays");
     }
     Ok(())
+}
+
+/// Sockets of agents that died before theirs took its place. One that somebody listens on is an agent's that starts.
+fn unpublished(run_dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(run_dir).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| {
+            let name = entry.file_name();
+            let number = name
+                .to_str()
+                .and_then(|name| name.strip_prefix(SOCKET)?.strip_prefix('.')?.parse::<u32>().ok());
+            number.is_some()
+        })
+        .map(|entry| entry.path())
+        .filter(|path| std::os::unix::net::UnixStream::connect(path).is_err_and(|error| is_nobody(&error)))
+        .collect()
 }
 
 /// One who asks. True once this agent has retired.
@@ -418,6 +436,26 @@ mod tests {
             (Some(refusal), Some(says)) => assert!(refusal.contains(says), "{refusal}"),
             other => panic!("{other:?}"),
         }
+    }
+
+    #[tokio::test]
+    async fn what_agents_that_died_leave_is_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let run_dir = directory.path().join("run");
+        fs::create_dir(&run_dir).unwrap();
+        for name in [SOCKET, "handover.sock.7", "handover.sock.x"] {
+            drop(std::os::unix::net::UnixListener::bind(run_dir.join(name)).unwrap());
+        }
+        let starting = Incumbent::bind(&run_dir, directory.path()).unwrap();
+        remove(&run_dir).unwrap();
+        let left = |name: &str| run_dir.join(name).exists();
+        assert!(!left(SOCKET) && !left("handover.sock.7") && left("handover.sock.x"));
+        assert!(starting.temporary.exists(), "an agent's that starts");
+        drop(starting);
+        fs::remove_file(run_dir.join("handover.sock.x")).unwrap();
+        drop(std::os::unix::net::UnixListener::bind(run_dir.join("handover.sock.8")).unwrap());
+        remove(&run_dir).unwrap();
+        assert!(!run_dir.exists());
     }
 
     #[tokio::test]

@@ -115,7 +115,7 @@ impl Agent {
             pin_dir: &options.kernel.pin_dir,
             yielded: predecessor.is_some(),
             addresses: addresses.clone(),
-            wanted,
+            wanted: wanted.clone(),
             leftovers,
         };
         let (enrolment, kernel) = intercept(interception, accept, no_new_connections.clone(), addresses_ready).await?;
@@ -128,7 +128,7 @@ impl Agent {
         tokio::spawn(report_token(cluster.own_token, token_ready));
         teller.start(
             &options,
-            enrolment.pods.clone(),
+            (wanted, enrolment.pods.clone()),
             lookup.clone(),
             clock.clone(),
             &metrics,

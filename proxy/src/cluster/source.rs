@@ -1,7 +1,7 @@
 //! The watches of one node put together: what they have seen is declared to the store, again whenever it changes.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -24,6 +24,7 @@ use super::{
 };
 use crate::{
     metrics::Metrics,
+    pod::WantedPod,
     sessions::{Declared, spec::Policy},
 };
 
@@ -148,11 +149,29 @@ impl Source {
         Ok(())
     }
 
+    /// The node.
+    #[must_use]
+    pub fn node(&self) -> &str {
+        &self.here.node
+    }
+
+    /// What of these pods is to be enrolled.
+    #[must_use]
+    pub fn wanted_of(&self, pods: &[Arc<TaggedPod>]) -> Vec<WantedPod> {
+        let pods = pods.iter().filter(|pod| Some(&pod.key) != self.here.own_pod.as_ref());
+        let declared = declare(pods, &BTreeMap::new(), &self.layout(), &self.here.node);
+        declared.into_iter().flat_map(|one| one.pods).collect()
+    }
+
+    fn layout(&self) -> Layout {
+        let root: &Path = &self.here.cgroup_root;
+        Layout::detect(root, |path| root.join(path).is_dir())
+    }
+
     /// What is declared now.
     #[must_use]
     pub fn declared(&self) -> Declaration {
-        let root: &Path = &self.here.cgroup_root;
-        let layout = Layout::detect(root, |path| root.join(path).is_dir());
+        let layout = self.layout();
         let pods = self.pods.borrow().objects.clone().unwrap_or_default();
         let sessions = self.sessions.borrow().clone();
         let sessions_declared = declare(
