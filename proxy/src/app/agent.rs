@@ -157,8 +157,7 @@ impl Agent {
         }
         let incumbent = incumbent.publish(&options.kernel.pin_dir)?;
         tokio::spawn(incumbent.serve(enrolment.steward.clone(), no_new_connections.clone()));
-        let steward = enrolment.steward.clone();
-        tokio::spawn(retire(steward, in_charge, no_new_requests.clone()));
+        tokio::spawn(retire(enrolment.steward.clone(), in_charge, no_new_requests.clone()));
         serving.ready();
         tracing::info!(api_server = %cluster.target, addresses = ?*addresses.borrow(), "the agent serves");
         Ok(Self {
