@@ -17,6 +17,7 @@ use super::{
     ObjectKey,
     addresses::{Addresses, follow_addresses},
     declare::{Fingerprint, declare, namespaces},
+    departing::{Carried, follow_leaving},
     layout::Layout,
     pods::{self, LABEL, TaggedPod},
     sessions::{ByNamespace, watch_namespaces},
@@ -74,7 +75,9 @@ pub struct Source {
     here: Here,
     /// This node's pods with a session.
     pub pods: watch::Receiver<Seen<Arc<TaggedPod>>>,
-    /// The namespaces of these.
+    /// These, and those that are leaving.
+    carried: watch::Receiver<Carried>,
+    /// The namespaces of those with a session.
     pub namespaces: watch::Receiver<BTreeSet<String>>,
     /// The Sessions there.
     pub sessions: watch::Receiver<ByNamespace>,
@@ -95,10 +98,12 @@ impl Source {
             |object| Arc::new(TaggedPod::read(&object)),
         );
         let namespaces = follow_namespaces(pods.clone(), own);
+        let carried = follow_leaving(client.clone(), pods.clone(), here.cgroup_root.clone());
         Self {
             sessions: watch_namespaces(client.clone(), namespaces.clone(), here.policy, metrics.clone()),
             addresses: follow_addresses(client.clone(), fixed, metrics),
             pods,
+            carried,
             namespaces,
             here,
         }
@@ -111,7 +116,7 @@ impl Source {
     /// If the agent's own pod carries the label.
     pub async fn known(&mut self, say: impl Fn(String)) -> Result<(), SourceError> {
         loop {
-            let seen = self.pods.borrow_and_update().clone();
+            let seen = self.carried.borrow_and_update().seen.clone();
             if let Some(objects) = seen.objects {
                 if let Some(own) = self.here.own_pod.as_ref().filter(|own| objects.contains_key(own)) {
                     return Err(SourceError::OwnPod(own.clone()));
@@ -119,7 +124,7 @@ impl Source {
                 break;
             }
             say(waiting("this node's pods", seen.failing.as_deref()));
-            if self.pods.changed().await.is_err() {
+            if self.carried.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
         }
@@ -153,10 +158,13 @@ impl Source {
     pub fn declared(&self) -> Declaration {
         let root: &Path = &self.here.cgroup_root;
         let layout = Layout::detect(root, |path| root.join(path).is_dir());
-        let pods = self.pods.borrow().objects.clone().unwrap_or_default();
+        let Carried { seen, leaving } = self.carried.borrow().clone();
+        let pods = seen.objects.unwrap_or_default();
         let sessions = self.sessions.borrow().clone();
+        let is_another = |pod: &&Arc<TaggedPod>| Some(&pod.key) != self.here.own_pod.as_ref();
         let sessions_declared = declare(
-            pods.values().filter(|pod| Some(&pod.key) != self.here.own_pod.as_ref()),
+            pods.values().filter(is_another),
+            leaving.iter().filter(is_another),
             &sessions,
             &layout,
             &self.here.node,
@@ -176,12 +184,12 @@ impl Source {
         complaints.log(&self.declared().sessions);
         loop {
             tokio::select! {
-                changed = self.pods.changed() => if changed.is_err() { return },
+                changed = self.carried.changed() => if changed.is_err() { return },
                 changed = self.sessions.changed() => if changed.is_err() { return },
                 () = sleep(LAYOUT_LOOK), if !is_settled => {}
                 () = declare.closed() => return,
             }
-            self.pods.mark_unchanged();
+            self.carried.mark_unchanged();
             self.sessions.mark_unchanged();
             let declared = self.declared();
             is_settled = declared.is_settled;
