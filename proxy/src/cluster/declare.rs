@@ -35,17 +35,19 @@ pub fn namespaces<'a>(pods: impl Iterator<Item = &'a Arc<TaggedPod>>) -> BTreeSe
 }
 
 /// A declaration for each session that a pod here names. A pod is declared whatever becomes of its session: it stays
-/// intercepted, and is refused.
+/// intercepted, and is refused. So are those that are `leaving`, whatever session they had.
 #[must_use]
 pub fn declare<'a>(
     pods: impl Iterator<Item = &'a Arc<TaggedPod>>,
+    leaving: impl Iterator<Item = &'a Arc<TaggedPod>>,
     sessions: &BTreeMap<String, Seen<Arc<SessionObject>>>,
     layout: &Layout,
     node: &str,
 ) -> Vec<Declared> {
     let mut carried: BTreeMap<SessionId, Vec<WantedPod>> = BTreeMap::new();
-    for pod in pods.filter(|pod| !pod.is_over) {
-        let session = session_of(pod);
+    let running = pods.filter(|pod| !pod.is_over).map(|pod| (pod, session_of(pod)));
+    let leaving = leaving.map(|pod| (pod, SessionId::of_no_session(&pod.key.namespace, &pod.session)));
+    for (pod, session) in running.chain(leaving) {
         let wanted = pod.cgroup_uid.as_deref().map(|uid| WantedPod {
             cgroup: layout.path(uid, pod.qos),
             name: pod.key.to_string().into(),
@@ -75,6 +77,10 @@ fn resolve<'a>(
     Result<crate::sessions::spec::SessionSpec, SpecError>,
     Option<&'a Arc<SessionObject>>,
 ) {
+    // No Session's name: nothing has to be listed to know that there is none.
+    if SessionId::new(id.namespace(), id.name()).is_err() {
+        return (Err(SpecError::NotFound), None);
+    }
     let listed = sessions.get(id.namespace()).is_some_and(|seen| seen.objects.is_some());
     if !listed {
         return (Err(SpecError::Unknown), None);
@@ -181,7 +187,7 @@ mod tests {
     }
 
     fn declared(pods: &[Arc<TaggedPod>], sessions: &BTreeMap<String, Seen<Arc<SessionObject>>>) -> Vec<Declared> {
-        declare(pods.iter(), sessions, &layout(), "node-1")
+        declare(pods.iter(), [].iter(), sessions, &layout(), "node-1")
     }
 
     #[test]
@@ -239,6 +245,34 @@ mod tests {
         let sessions = listed("a", &[session("a", "alice", &json!({}))]);
         assert!(declared(&[Arc::new(over.clone())], &sessions).is_empty());
         assert!(namespaces([Arc::new(over)].iter()).is_empty());
+    }
+
+    #[test]
+    fn a_pod_that_is_leaving_is_wanted_in_no_session_whatever_its_own() {
+        let sessions = listed("a", &[session("a", "alice", &json!({}))]);
+        let (stays, leaves) = (pod("a", "one", "alice"), pod("a", "two", "alice"));
+        let elsewhere = pod("not-watched", "three", "alice");
+        let leaving = [leaves, elsewhere];
+        let found = declare([stays].iter(), leaving.iter(), &sessions, &layout(), "node-1");
+        let text: Vec<_> = found
+            .iter()
+            .map(|one| {
+                let names: Vec<_> = one
+                    .pods
+                    .iter()
+                    .map(|pod| format!("{}={}", pod.name, pod.session))
+                    .collect();
+                format!("{} {:?}", names.join(" "), one.spec.as_ref().err())
+            })
+            .collect();
+        assert_eq!(
+            text,
+            [
+                "a/two=a/NOT-alice Some(NotFound)",
+                "a/one=a/alice None",
+                "not-watched/three=not-watched/NOT-alice Some(NotFound)"
+            ]
+        );
     }
 
     #[test]

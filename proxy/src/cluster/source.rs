@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    iter,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -17,6 +18,7 @@ use super::{
     ObjectKey,
     addresses::{Addresses, follow_addresses},
     declare::{Fingerprint, declare, namespaces},
+    departing::{Carried, follow_leaving},
     layout::Layout,
     pods::{self, LABEL, TaggedPod},
     sessions::{ByNamespace, watch_namespaces},
@@ -75,7 +77,9 @@ pub struct Source {
     here: Here,
     /// This node's pods with a session.
     pub pods: watch::Receiver<Seen<Arc<TaggedPod>>>,
-    /// The namespaces of these.
+    /// These, and those that are leaving.
+    carried: watch::Receiver<Carried>,
+    /// The namespaces of those with a session.
     pub namespaces: watch::Receiver<BTreeSet<String>>,
     /// The Sessions there.
     pub sessions: watch::Receiver<ByNamespace>,
@@ -96,10 +100,12 @@ impl Source {
             |object| Arc::new(TaggedPod::read(&object)),
         );
         let namespaces = follow_namespaces(pods.clone(), own);
+        let carried = follow_leaving(client.clone(), pods.clone(), here.cgroup_root.clone());
         Self {
             sessions: watch_namespaces(client.clone(), namespaces.clone(), here.policy, metrics.clone()),
             addresses: follow_addresses(client.clone(), fixed, metrics),
             pods,
+            carried,
             namespaces,
             here,
         }
@@ -112,7 +118,7 @@ impl Source {
     /// If the agent's own pod carries the label.
     pub async fn known(&mut self, say: impl Fn(String)) -> Result<(), SourceError> {
         loop {
-            let seen = self.pods.borrow_and_update().clone();
+            let seen = self.carried.borrow_and_update().seen.clone();
             if let Some(objects) = seen.objects {
                 if let Some(own) = self.here.own_pod.as_ref().filter(|own| objects.contains_key(own)) {
                     return Err(SourceError::OwnPod(own.clone()));
@@ -120,7 +126,7 @@ impl Source {
                 break;
             }
             say(waiting("this node's pods", seen.failing.as_deref()));
-            if self.pods.changed().await.is_err() {
+            if self.carried.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
         }
@@ -159,7 +165,7 @@ impl Source {
     #[must_use]
     pub fn wanted_of(&self, pods: &[Arc<TaggedPod>]) -> Vec<WantedPod> {
         let pods = pods.iter().filter(|pod| Some(&pod.key) != self.here.own_pod.as_ref());
-        let declared = declare(pods, &BTreeMap::new(), &self.layout(), &self.here.node);
+        let declared = declare(pods, iter::empty(), &BTreeMap::new(), &self.layout(), &self.here.node);
         declared.into_iter().flat_map(|one| one.pods).collect()
     }
 
@@ -172,10 +178,13 @@ impl Source {
     #[must_use]
     pub fn declared(&self) -> Declaration {
         let layout = self.layout();
-        let pods = self.pods.borrow().objects.clone().unwrap_or_default();
+        let Carried { seen, leaving } = self.carried.borrow().clone();
+        let pods = seen.objects.unwrap_or_default();
         let sessions = self.sessions.borrow().clone();
+        let is_another = |pod: &&Arc<TaggedPod>| Some(&pod.key) != self.here.own_pod.as_ref();
         let sessions_declared = declare(
-            pods.values().filter(|pod| Some(&pod.key) != self.here.own_pod.as_ref()),
+            pods.values().filter(is_another),
+            leaving.iter().filter(is_another),
             &sessions,
             &layout,
             &self.here.node,
@@ -195,12 +204,12 @@ impl Source {
         complaints.log(&self.declared().sessions);
         loop {
             tokio::select! {
-                changed = self.pods.changed() => if changed.is_err() { return },
+                changed = self.carried.changed() => if changed.is_err() { return },
                 changed = self.sessions.changed() => if changed.is_err() { return },
                 () = sleep(LAYOUT_LOOK), if !is_settled => {}
                 () = declare.closed() => return,
             }
-            self.pods.mark_unchanged();
+            self.carried.mark_unchanged();
             self.sessions.mark_unchanged();
             let declared = self.declared();
             is_settled = declared.is_settled;
