@@ -101,6 +101,8 @@ pub fn follow<T: Clone + Send + Sync + 'static>(
         let config = Config {
             label_selector: query.labels.clone(),
             field_selector: query.fields.clone(),
+            // A limit would have the list read from etcd; without, a current server has it in its cache, and consistent.
+            page_size: None,
             ..Config::default().timeout(WATCH_SECONDS)
         };
         // Exponential from 0.8 to 30 seconds with jitter, and begun anew only after two quiet minutes: a server that
