@@ -187,7 +187,7 @@ impl Progress {
         if instant < self.not_before {
             return Step::Nothing;
         }
-        if entry_differs(standing, want.as_ref(), seen.idle_timeout) {
+        if entry_differs(standing, want.as_ref(), seen.idle_timeout, object.status.nodes.len()) {
             return if gap_over(self.entry.as_ref().map(|(_, at)| *at)) {
                 Step::Entry(want)
             } else {
