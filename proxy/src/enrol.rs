@@ -79,14 +79,6 @@ pub enum PodState {
     Failed(String),
 }
 
-impl PodState {
-    /// Whether nothing is left for the agent to do for it: it is enrolled, or has no process yet to be enrolled by.
-    #[must_use]
-    pub fn is_settled(&self) -> bool {
-        !matches!(self, Self::Failed(_))
-    }
-}
-
 /// What becomes of pods that an earlier agent tagged and that nobody names now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Leftovers {

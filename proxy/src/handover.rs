@@ -31,6 +31,8 @@ use crate::enrol::Steward;
 const SOCKET: &str = "handover.sock";
 /// How long either may take for its next line. The new agent enrols every pod of the node meanwhile.
 const PATIENCE: Duration = Duration::from_mins(1);
+/// How long one that is to end waits for the other, which may be about to have taken over.
+const LAST_PATIENCE: Duration = Duration::from_secs(2);
 /// A line that is longer is not one of ours.
 const LONGEST_LINE: u64 = 256;
 /// How often an agent that doesn't answer is asked again, and how long after.
@@ -175,7 +177,7 @@ impl Incumbent {
             };
             match accepted {
                 Ok((stream, _)) if is_own(&stream) => {
-                    if yield_to(BufReader::new(stream), self.pins, &steward).await {
+                    if yield_to(BufReader::new(stream), self.pins, &steward, &shutdown).await {
                         // The next agent puts its socket in this one's place at this very moment. To look whose it is
                         // and to remove it are two steps: the next one's would be gone.
                         self.inode = 0;
@@ -236,7 +238,12 @@ fn unpublished(run_dir: &Path) -> Vec<PathBuf> {
 }
 
 /// One who asks. True once this agent has retired.
-async fn yield_to(mut stream: BufReader<UnixStream>, pins: Pins, steward: &Steward) -> bool {
+async fn yield_to(
+    mut stream: BufReader<UnixStream>,
+    pins: Pins,
+    steward: &Steward,
+    shutdown: &CancellationToken,
+) -> bool {
     let refusal = match hear(&mut stream).await {
         Ok(line) => line
             .parse::<Ask>()
@@ -259,7 +266,7 @@ async fn yield_to(mut stream: BufReader<UnixStream>, pins: Pins, steward: &Stewa
         return false;
     }
     let heard = match say(&mut stream, YIELDED).await {
-        Ok(()) => hear(&mut stream).await,
+        Ok(()) => hear_before(&mut stream, shutdown).await,
         Err(error) => Err(error),
     };
     let done = match heard {
@@ -384,6 +391,18 @@ async fn hear(stream: &mut BufReader<UnixStream>) -> io::Result<String> {
     match line.strip_suffix('\n') {
         Some(line) => Ok(line.to_owned()),
         None => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+/// Hears what the next agent says; of one that is to end, for a short time only.
+async fn hear_before(stream: &mut BufReader<UnixStream>, shutdown: &CancellationToken) -> io::Result<String> {
+    let ended = async {
+        shutdown.cancelled().await;
+        sleep(LAST_PATIENCE).await;
+    };
+    tokio::select! {
+        heard = hear(stream) => heard,
+        () = ended => Err(io::Error::new(io::ErrorKind::TimedOut, "this agent is to end, and waits no longer")),
     }
 }
 

@@ -184,8 +184,16 @@ impl Agent {
         let deadline = Instant::now() + deadline;
         self.readiness.not_ready("draining");
         self.no_new_connections.cancel();
-        if let Err(error) = self.enrolment.task.await {
-            tracing::error!(%error, "enrolment didn't end well");
+        // Where another agent is taking over, new connections come until it has: they are served meanwhile.
+        let handing_over = Instant::now() + deadline.saturating_duration_since(Instant::now()) / 2;
+        let ending = self.enrolment.task.abort_handle();
+        match timeout_at(handing_over, self.enrolment.task).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "enrolment didn't end well"),
+            Err(_) => {
+                tracing::error!("enrolment doesn't end: the listeners are closed all the same");
+                ending.abort();
+            }
         }
         self.no_new_requests.cancel();
         self.connections.close();

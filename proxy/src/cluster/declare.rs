@@ -183,7 +183,7 @@ mod tests {
     }
 
     fn layout() -> Layout {
-        Layout::detect(Path::new("/sys/fs/cgroup/kubepods"), |_| false)
+        Layout::detect(Path::new("/sys/fs/cgroup/kubepods"), |_| None)
     }
 
     fn declared(pods: &[Arc<TaggedPod>], sessions: &BTreeMap<String, Seen<Arc<SessionObject>>>) -> Vec<Declared> {

@@ -25,6 +25,7 @@ use super::{
     watch::{Seen, follow},
 };
 use crate::{
+    kernel::cgroup::is_populated,
     metrics::Metrics,
     pod::WantedPod,
     sessions::{Declared, spec::Policy},
@@ -171,7 +172,10 @@ impl Source {
 
     fn layout(&self) -> Layout {
         let root: &Path = &self.here.cgroup_root;
-        Layout::detect(root, |path| root.join(path).is_dir())
+        Layout::detect(root, |path| {
+            let path = root.join(path);
+            path.is_dir().then(|| is_populated(&path))
+        })
     }
 
     /// What is declared now.
