@@ -167,7 +167,6 @@ impl Source {
             leaving.iter().filter(is_another),
             &sessions,
             &layout,
-            &self.here.node,
         );
         Declaration {
             fingerprint: Fingerprint::of(&sessions_declared, &sessions),
