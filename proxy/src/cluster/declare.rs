@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     pod::{SessionId, WantedPod},
-    sessions::{Declared, spec::SpecError},
+    sessions::{Declared, resource::NodeStatus, spec::SpecError},
 };
 
 /// The session that a pod names: always one of its own namespace.
@@ -42,7 +42,6 @@ pub fn declare<'a>(
     leaving: impl Iterator<Item = &'a Arc<TaggedPod>>,
     sessions: &BTreeMap<String, Seen<Arc<SessionObject>>>,
     layout: &Layout,
-    node: &str,
 ) -> Vec<Declared> {
     let mut carried: BTreeMap<SessionId, Vec<WantedPod>> = BTreeMap::new();
     let running = pods.filter(|pod| !pod.is_over).map(|pod| (pod, session_of(pod)));
@@ -64,7 +63,7 @@ pub fn declare<'a>(
                 pods,
                 spec,
                 incarnation: object.map(|object| Arc::clone(&object.uid)),
-                last_used: object.and_then(|object| last_used(object, node)),
+                last_used: object.and_then(|object| last_used(object)),
             }
         })
         .collect()
@@ -95,9 +94,9 @@ fn resolve<'a>(
     }
 }
 
-/// As this node's agent reported it, before it was started anew.
-fn last_used(object: &SessionObject, node: &str) -> Option<Timestamp> {
-    object.status.nodes.iter().find(|entry| entry.node == node)?.last_used()
+/// The latest that any node reported: neither an agent that starts anew nor a pod made anew renews a session.
+fn last_used(object: &SessionObject) -> Option<Timestamp> {
+    object.status.nodes.iter().filter_map(NodeStatus::last_used).max()
 }
 
 /// What makes one declaration another: parsed specs are told apart by the generation they were parsed from.
@@ -187,7 +186,7 @@ mod tests {
     }
 
     fn declared(pods: &[Arc<TaggedPod>], sessions: &BTreeMap<String, Seen<Arc<SessionObject>>>) -> Vec<Declared> {
-        declare(pods.iter(), [].iter(), sessions, &layout(), "node-1")
+        declare(pods.iter(), [].iter(), sessions, &layout())
     }
 
     #[test]
@@ -253,7 +252,7 @@ mod tests {
         let (stays, leaves) = (pod("a", "one", "alice"), pod("a", "two", "alice"));
         let elsewhere = pod("not-watched", "three", "alice");
         let leaving = [leaves, elsewhere];
-        let found = declare([stays].iter(), leaving.iter(), &sessions, &layout(), "node-1");
+        let found = declare([stays].iter(), leaving.iter(), &sessions, &layout());
         let text: Vec<_> = found
             .iter()
             .map(|one| {
@@ -276,14 +275,14 @@ mod tests {
     }
 
     #[test]
-    fn last_use_is_what_this_nodes_agent_wrote() {
+    fn last_use_is_the_latest_that_any_node_wrote() {
         let rest = json!({"status": {"nodes": [
             {"node": "node-2", "pods": 1, "connections": 0, "lastUsed": "2026-01-02T00:00:00Z"},
             {"node": "node-1", "pods": 1, "connections": 0, "lastUsed": "2026-01-01T00:00:00Z"},
         ]}});
         let sessions = listed("a", &[session("a", "alice", &rest)]);
         let found = declared(&[pod("a", "one", "alice")], &sessions);
-        assert_eq!(found[0].last_used.unwrap().to_string(), "2026-01-01T00:00:00Z");
+        assert_eq!(found[0].last_used.unwrap().to_string(), "2026-01-02T00:00:00Z");
     }
 
     #[test]

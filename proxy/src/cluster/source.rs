@@ -191,7 +191,6 @@ impl Source {
             leaving.iter().filter(is_another),
             &sessions,
             &layout,
-            &self.here.node,
         );
         Declaration {
             fingerprint: Fingerprint::of(&sessions_declared, &sessions),

@@ -73,6 +73,21 @@ pub fn entry(node: &str, local: &Local) -> NodeStatus {
     }
 }
 
+/// What stays of this node's entry of a session that may go idle when its last pod has gone: when it was `used` last.
+/// Were that forgotten, the next pod would find the session as if it were new.
+#[must_use]
+pub fn left(node: &str, standing: Option<&NodeStatus>, used: Option<Timestamp>) -> Option<NodeStatus> {
+    let last = standing.and_then(NodeStatus::last_used).max(used)?;
+    Some(NodeStatus {
+        node: node.to_owned(),
+        phase: None,
+        pods: 0,
+        waiting: None,
+        connections: 0,
+        last_used: Some(whole_seconds(last)),
+    })
+}
+
 /// Whether the entry is to be written: at once for what an operator waits for, from time to time for figures that
 /// change with each request. An agent that is started anew counts idle time from what was written, so that is often
 /// enough for it. `nodes` is the number of entries.
