@@ -128,7 +128,8 @@ impl Agent {
         tokio::spawn(report_token(cluster.own_token, token_ready));
         teller.start(
             &options,
-            (wanted, enrolment.pods.clone()),
+            wanted,
+            enrolment.pods.clone(),
             lookup.clone(),
             clock.clone(),
             &metrics,

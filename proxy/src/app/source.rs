@@ -162,7 +162,8 @@ impl Teller {
     pub(super) fn start(
         self,
         options: &AgentOptions,
-        (wanted, pods): (watch::Receiver<Arc<[WantedPod]>>, watch::Receiver<Arc<[PodStatus]>>),
+        wanted: watch::Receiver<Arc<[WantedPod]>>,
+        pods: watch::Receiver<Arc<[PodStatus]>>,
         lookup: SessionLookup,
         clock: Clock,
         metrics: &Metrics,
