@@ -104,7 +104,7 @@ async fn look(pods: Vec<Arc<TaggedPod>>, root: PathBuf) -> BTreeSet<String> {
     }
     let all: BTreeSet<String> = pods.iter().map(|pod| pod.uid.clone()).collect();
     let looked = spawn_blocking(move || {
-        let layout = Layout::detect(&root, |path| root.join(path).is_dir());
+        let layout = Layout::below(&root);
         let there = pods.into_iter().filter(|pod| has_cgroup(pod, &layout, &root));
         there.map(|pod| pod.uid.clone()).collect()
     });

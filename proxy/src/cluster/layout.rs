@@ -8,6 +8,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::kernel::cgroup::is_populated;
+
 /// A pod's class of service, as far as cgroups tell it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Qos {
@@ -45,6 +47,15 @@ const BELOW: [&str; 4] = [
 ];
 
 impl Layout {
+    /// Tells it by the root's name and what is below it now. Blocks.
+    #[must_use]
+    pub fn below(root: &Path) -> Self {
+        Self::detect(root, |path| {
+            let path = root.join(path);
+            path.is_dir().then(|| is_populated(&path))
+        })
+    }
+
     /// Tells it by the root's own name and, where that isn't the pods' directory, by what is below: `populated` is
     /// asked, for paths relative to the root, whether a directory has processes; `None` where there is no such directory.
     /// Of several it isn't [known](Self::is_known) until one alone has processes.

@@ -25,7 +25,6 @@ use super::{
     watch::{Seen, follow},
 };
 use crate::{
-    kernel::cgroup::is_populated,
     metrics::Metrics,
     pod::WantedPod,
     sessions::{Declared, spec::Policy},
@@ -171,11 +170,7 @@ impl Source {
     }
 
     fn layout(&self) -> Layout {
-        let root: &Path = &self.here.cgroup_root;
-        Layout::detect(root, |path| {
-            let path = root.join(path);
-            path.is_dir().then(|| is_populated(&path))
-        })
+        Layout::below(&self.here.cgroup_root)
     }
 
     /// What is declared now.

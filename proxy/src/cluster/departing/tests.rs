@@ -112,7 +112,7 @@ fn answers(#[case] metadata: serde_json::Value, #[case] expected: Answer) {
 #[test]
 fn a_cgroup_is_where_the_layout_says() {
     let root = tempfile::tempdir().unwrap();
-    let layout = Layout::detect(root.path(), |_| false);
+    let layout = Layout::below(root.path());
     let pod = pod("one", false);
     assert!(!has_cgroup(&pod, &layout, root.path()));
     std::fs::create_dir_all(root.path().join("kubepods/besteffort/podone")).unwrap();
