@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     iter,
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -165,7 +165,7 @@ impl Source {
     #[must_use]
     pub fn wanted_of(&self, pods: &[Arc<TaggedPod>]) -> Vec<WantedPod> {
         let pods = pods.iter().filter(|pod| Some(&pod.key) != self.here.own_pod.as_ref());
-        let declared = declare(pods, iter::empty(), &BTreeMap::new(), &self.layout(), &self.here.node);
+        let declared = declare(pods, iter::empty(), &BTreeMap::new(), &self.layout());
         declared.into_iter().flat_map(|one| one.pods).collect()
     }
 
