@@ -88,13 +88,8 @@ impl Agent {
         let dials = Arc::new(DialCounts::default());
         let cluster = Cluster::discover(&options, &dials, &clock, &metrics).await?;
         let (source, teller) = Source::open(&options, root.clone(), &cluster, &readiness, &metrics).await?;
-        let around = Surroundings {
-            client: cluster.client.clone(),
-            names: served_names(&cluster.target, source.addresses.clone()),
-            namespaces: source.namespaces(),
-        };
-        let certificate =
-            serving_certificate(&options, around, &clock, &metrics, readiness.condition("certificate")).await?;
+        let (around, certificate_ready) = (cluster.surroundings(&source), readiness.condition("certificate"));
+        let certificate = serving_certificate(&options, around, &clock, &metrics, certificate_ready).await?;
         let audit = Audit::start(options.audit_log.to_string_lossy().parse()?, &metrics).await?;
 
         let outfit = cluster.outfit(&options, &dials, &clock, &metrics);
@@ -229,6 +224,15 @@ pub(super) struct Cluster {
 }
 
 impl Cluster {
+    /// What the certificate that workloads see depends on.
+    fn surroundings(&self, source: &Source) -> Surroundings {
+        Surroundings {
+            client: self.client.clone(),
+            names: served_names(&self.target, source.addresses.clone()),
+            namespaces: source.namespaces(),
+        }
+    }
+
     async fn discover(
         options: &AgentOptions,
         dials: &Arc<DialCounts>,
