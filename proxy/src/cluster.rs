@@ -3,12 +3,13 @@
 //!
 //! Everything the agent asks for itself goes through [`client`], on the same pinned and verified way that requests of
 //! sessions take. [`watch`] follows a kind of object for whoever needs it; [`source`] puts what was seen together and
-//! declares it ([`declare`]) to the store; [`status`], [`news`] and [`rights`] tell. An API server that can't be
+//! declares it ([`declare`]) to the store, pods that are [`departing`] included; [`status`], [`news`] and [`rights`] tell. An API server that can't be
 //! reached changes nothing: what was seen last stays in force.
 
 pub mod addresses;
 pub mod client;
 pub mod declare;
+pub mod departing;
 pub mod events;
 pub mod layout;
 pub mod news;
@@ -16,6 +17,7 @@ pub mod pods;
 pub mod rights;
 pub mod secrets;
 pub mod sessions;
+pub mod settle;
 pub mod source;
 pub mod status;
 pub mod watch;

@@ -63,6 +63,16 @@ pub enum CredentialError {
         /// What is wrong with it.
         source: TokenError,
     },
+    /// The expiry of a session's own token has passed.
+    #[error(
+        "the token of session {session} expired at {expiry}: give the session another, or check this machine's clock"
+    )]
+    Outlived {
+        /// `namespace/name`.
+        session: String,
+        /// When.
+        expiry: Timestamp,
+    },
     /// The token's own expiry has passed.
     #[error("the token in {path} expired at {expiry}: check that the kubelet renews it, and this machine's clock")]
     Expired {

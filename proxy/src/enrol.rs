@@ -79,14 +79,6 @@ pub enum PodState {
     Failed(String),
 }
 
-impl PodState {
-    /// Whether nothing is left for the agent to do for it: it is enrolled, or has no process yet to be enrolled by.
-    #[must_use]
-    pub fn is_settled(&self) -> bool {
-        !matches!(self, Self::Failed(_))
-    }
-}
-
 /// What becomes of pods that an earlier agent tagged and that nobody names now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Leftovers {
@@ -134,13 +126,9 @@ pub fn start(
         orders,
         retired: CancellationToken::new(),
     };
-    let enroller = enroller::Enroller::new(root, acceptor, status, connections, steward.retired.clone());
-    let sources = enroller::Sources {
-        wanted,
-        leftovers,
-        orders: received,
-    };
-    let task = tokio::spawn(enroller.run(sources, shutdown));
+    let sources = enroller::Sources::new(wanted, leftovers);
+    let enroller = enroller::Enroller::new(root, acceptor, status, connections, sources, steward.retired.clone());
+    let task = tokio::spawn(enroller.run(received, shutdown));
     Enrolment {
         pods,
         refusals,

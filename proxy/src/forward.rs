@@ -91,7 +91,7 @@ impl Forwarder {
             return Err(Refusal::NotGranted);
         }
         identity::strip(&mut head.headers);
-        let token = session.token().map_err(|error| {
+        let token = session.token(self.clock.now()).map_err(|error| {
             tracing::error!(session = %session.id, %error, "no credential to act with");
             Refusal::CredentialUnavailable
         })?;

@@ -31,6 +31,8 @@ use crate::enrol::Steward;
 const SOCKET: &str = "handover.sock";
 /// How long either may take for its next line. The new agent enrols every pod of the node meanwhile.
 const PATIENCE: Duration = Duration::from_mins(1);
+/// How long one that is to end waits for the other, which may be about to have taken over.
+const LAST_PATIENCE: Duration = Duration::from_secs(2);
 /// A line that is longer is not one of ours.
 const LONGEST_LINE: u64 = 256;
 /// How often an agent that doesn't answer is asked again, and how long after.
@@ -175,7 +177,7 @@ impl Incumbent {
             };
             match accepted {
                 Ok((stream, _)) if is_own(&stream) => {
-                    if yield_to(BufReader::new(stream), self.pins, &steward).await {
+                    if yield_to(BufReader::new(stream), self.pins, &steward, &shutdown).await {
                         // The next agent puts its socket in this one's place at this very moment. To look whose it is
                         // and to remove it are two steps: the next one's would be gone.
                         self.inode = 0;
@@ -209,7 +211,9 @@ impl Drop for Incumbent {
 /// Where it can't be removed. What isn't there is no error.
 pub fn remove(run_dir: &Path) -> Result<(), HandoverError> {
     let path = run_dir.join(SOCKET);
-    remove_if_there(&path).map_err(|source| HandoverError::Socket { path, source })?;
+    for path in unpublished(run_dir).into_iter().chain([path]) {
+        remove_if_there(&path).map_err(|source| HandoverError::Socket { path, source })?;
+    }
     if let Err(error) = fs::remove_dir(run_dir) {
         // A mount, or something that isn't ours.
         debug!(%error, directory = %run_dir.display(), "the run directory stays");
@@ -217,8 +221,29 @@ pub fn remove(run_dir: &Path) -> Result<(), HandoverError> {
     Ok(())
 }
 
+/// Sockets of agents that died before theirs took its place. One that somebody listens on is an agent's that starts.
+fn unpublished(run_dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(run_dir).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| {
+            let name = entry.file_name();
+            let number = name
+                .to_str()
+                .and_then(|name| name.strip_prefix(SOCKET)?.strip_prefix('.')?.parse::<u32>().ok());
+            number.is_some()
+        })
+        .map(|entry| entry.path())
+        .filter(|path| std::os::unix::net::UnixStream::connect(path).is_err_and(|error| is_nobody(&error)))
+        .collect()
+}
+
 /// One who asks. True once this agent has retired.
-async fn yield_to(mut stream: BufReader<UnixStream>, pins: Pins, steward: &Steward) -> bool {
+async fn yield_to(
+    mut stream: BufReader<UnixStream>,
+    pins: Pins,
+    steward: &Steward,
+    shutdown: &CancellationToken,
+) -> bool {
     let refusal = match hear(&mut stream).await {
         Ok(line) => line
             .parse::<Ask>()
@@ -241,7 +266,7 @@ async fn yield_to(mut stream: BufReader<UnixStream>, pins: Pins, steward: &Stewa
         return false;
     }
     let heard = match say(&mut stream, YIELDED).await {
-        Ok(()) => hear(&mut stream).await,
+        Ok(()) => hear_before(&mut stream, shutdown).await,
         Err(error) => Err(error),
     };
     let done = match heard {
@@ -369,6 +394,18 @@ async fn hear(stream: &mut BufReader<UnixStream>) -> io::Result<String> {
     }
 }
 
+/// Hears what the next agent says; of one that is to end, for a short time only.
+async fn hear_before(stream: &mut BufReader<UnixStream>, shutdown: &CancellationToken) -> io::Result<String> {
+    let ended = async {
+        shutdown.cancelled().await;
+        sleep(LAST_PATIENCE).await;
+    };
+    tokio::select! {
+        heard = hear(stream) => heard,
+        () = ended => Err(io::Error::new(io::ErrorKind::TimedOut, "this agent is to end, and waits no longer")),
+    }
+}
+
 fn is_own(stream: &UnixStream) -> bool {
     stream.peer_cred().is_ok_and(|peer| peer.uid() == geteuid().as_raw())
 }
@@ -418,6 +455,26 @@ mod tests {
             (Some(refusal), Some(says)) => assert!(refusal.contains(says), "{refusal}"),
             other => panic!("{other:?}"),
         }
+    }
+
+    #[tokio::test]
+    async fn what_agents_that_died_leave_is_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let run_dir = directory.path().join("run");
+        fs::create_dir(&run_dir).unwrap();
+        for name in [SOCKET, "handover.sock.7", "handover.sock.x"] {
+            drop(std::os::unix::net::UnixListener::bind(run_dir.join(name)).unwrap());
+        }
+        let starting = Incumbent::bind(&run_dir, directory.path()).unwrap();
+        remove(&run_dir).unwrap();
+        let left = |name: &str| run_dir.join(name).exists();
+        assert!(!left(SOCKET) && !left("handover.sock.7") && left("handover.sock.x"));
+        assert!(starting.temporary.exists(), "an agent's that starts");
+        drop(starting);
+        fs::remove_file(run_dir.join("handover.sock.x")).unwrap();
+        drop(std::os::unix::net::UnixListener::bind(run_dir.join("handover.sock.8")).unwrap());
+        remove(&run_dir).unwrap();
+        assert!(!run_dir.exists());
     }
 
     #[tokio::test]

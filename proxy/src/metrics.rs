@@ -16,7 +16,7 @@ use self::{
     labels::{CodeClass, HandshakeLabels, RefusedLabel, ReloadLabels, RequestLabels, WatchLabels, WrittenLabels},
 };
 pub use self::{
-    collect::{register_counts, register_gauge},
+    collect::{register_counts, register_gauge, register_gauges},
     labels::{Followed, Watched, Written},
 };
 use crate::{clock::Clock, status::Refusal};

@@ -356,6 +356,28 @@ async fn leftovers_are_let_go_once_all_is_known() {
     agent.stop().await;
 }
 
+/// Invariant 1: while a wanted pod's cgroup can't be opened, whatever is tagged may be that pod's.
+#[tokio::test(flavor = "multi_thread")]
+async fn leftovers_are_refused_while_a_pod_cannot_be_looked_for() {
+    let node = Node::new();
+    let mut process = node.pod("pod");
+    let mut agent = Agent::start(&node, &[wanted("pod", "a/b")]);
+    agent.until_enrolled("pod").await;
+    agent.stop().await;
+
+    // A file is no directory: opening it fails, as it does where descriptors have run out.
+    let hidden = "untagged/cgroup.procs";
+    let mut agent = Agent::start(&node, &[wanted(hidden, "a/b"), wanted("../none", "a/b")]);
+    agent.until(hidden, |state| matches!(state, PodState::Failed(_))).await;
+    assert_eq!(dial(&mut process, "a", API_V4), Err(EPERM));
+    assert_eq!(process.served(), 0, "the API server was reached");
+    // What can be none of a cgroup keeps nobody waiting.
+    agent.wanted.send_replace(Arc::from([wanted("../none", "a/b")]));
+    dial_when_possible(&mut process).await;
+    node::eventually("the API server is reached", || process.served() == 1);
+    agent.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_enrolled_says_so() {
     let node = Node::new();
@@ -445,6 +467,49 @@ async fn many_pods_are_enrolled_quickly(#[case] number: usize) {
     agent.until_enrolled("pods/one-more").await;
     println!("one more beside {number}: {:?}", started.elapsed());
     assert_eq!(agent.enrolment.severed.total(), 0);
+    agent.stop().await;
+}
+
+/// Invariant 1: however long enrolling many takes, what appears meanwhile is tagged at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_appears_while_many_are_enrolled_is_tagged_at_once() {
+    const PODS: usize = 500;
+    let node = Node::new();
+    let crowd = tokio::task::block_in_place(|| Crowd::gather(&node, PODS));
+    let mut pods: Vec<WantedPod> = (0..PODS).map(|pod| wanted(&format!("pods/{pod}/box"), "a/b")).collect();
+    tokio::task::block_in_place(|| crowd.enter(pods.iter().map(|pod| node.path(pod.cgroup.to_str().unwrap()))));
+    pods.push(wanted("appears", "a/b"));
+    let (_there, named) = (node.cgroup("named"), wanted("named", "a/b"));
+    let mut agent = Agent::start(&node, &pods);
+    let enrolled = |agent: &Agent| {
+        let entries = agent.kernel.pods().unwrap();
+        entries.iter().filter(|(_, entry)| entry.port4 != 0).count()
+    };
+    patiently(async {
+        while enrolled(&agent) == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    let started = Instant::now();
+    let ids = [node.cgroup("appears"), node.cgroup("named")];
+    pods.push(named);
+    agent.wanted.send_replace(Arc::from(&pods[..]));
+    patiently(async {
+        while !ids.iter().all(|id| agent.kernel.is_tagged(*id).unwrap()) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    let (took, before) = (started.elapsed(), enrolled(&agent));
+    println!("tagged after {took:?}, when {before} of {PODS} were enrolled");
+    assert!(before < PODS, "they were tagged after all others were enrolled");
+    agent
+        .until("appears", |state| matches!(state, PodState::Waiting(_)))
+        .await;
+    agent
+        .until("named", |state| matches!(state, PodState::Waiting(_)))
+        .await;
     agent.stop().await;
 }
 

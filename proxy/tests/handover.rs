@@ -369,9 +369,66 @@ async fn an_agent_that_has_handed_over_removes_no_socket() {
     next.stop().await;
 }
 
-/// A pod that comes between the two is the next one's.
+/// Invariant 1: what the next agent knew and this one doesn't is refused, not let go, when the next one comes to nothing;
+/// what this one let go itself meanwhile is let go.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_agent_that_has_yielded_writes_nothing() {
+async fn what_only_the_next_agent_knew_is_refused_when_it_comes_to_nothing() {
+    let node = Node::new();
+    let (mut goes, mut newer, mut comes) = (node.pod("goes"), node.pod("newer"), node.pod("comes"));
+    let mut first = Agent::first(&node, "first", &["goes"]);
+    first.until_enrolled("goes").await;
+    let predecessor = ask(&node).await;
+    let mut second = Agent::next(&node, "second", &["goes", "newer", "comes"]);
+    patiently(second.enrolment.pods.changed()).await.unwrap();
+    first.wanted.send_replace(wanted(&["comes"]));
+    first
+        .until("comes", |state| matches!(state, PodState::Waiting(_)))
+        .await;
+    second.kernel.yield_up();
+    drop(predecessor);
+    first.until_enrolled("comes").await;
+    assert_eq!(newer.dial("a", API_V4), Err(EPERM));
+    assert_eq!(newer.served(), 0, "the API server was reached");
+    assert_eq!(comes.greetings(API_V4, 1), ["first"]);
+    goes.dial("a", API_V4).unwrap();
+    node::eventually("the API server is reached", || goes.served() == 1);
+    second.stop().await;
+    // Heard of at last.
+    first.wanted.send_replace(wanted(&["comes", "newer"]));
+    first.until_enrolled("newer").await;
+    assert_eq!(newer.greetings(API_V4, 1), ["first"]);
+    first.stop().await;
+}
+
+/// Invariant 1: a pod that comes when the one has yielded and the other isn't there yet is refused, not let through.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_comes_between_two_agents_is_refused_until_it_is_enrolled() {
+    let node = Node::new();
+    let mut stays = node.pod("stays");
+    let mut first = Agent::first(&node, "first", &["stays", "comes"]);
+    first.until_enrolled("stays").await;
+    let predecessor = ask(&node).await;
+    let mut comes = node.pod("comes");
+    first
+        .until("comes", |state| matches!(state, PodState::Waiting(_)))
+        .await;
+    assert_eq!(comes.dial("a", API_V4), Err(EPERM));
+    let mut second = Agent::next(&node, "second", &["stays", "comes"]);
+    patiently(second.enrolment.pods.changed()).await.unwrap();
+    predecessor.done().await.unwrap();
+    second.until_enrolled("comes").await;
+    for pod in [&mut stays, &mut comes] {
+        assert_eq!(pod.greetings(API_V4, 1), ["second"]);
+        assert_eq!(pod.served(), 0, "the API server was reached");
+    }
+    patiently(first.enrolment.steward.retired()).await;
+    first.stop().await;
+    second.stop().await;
+}
+
+/// A pod that comes between the two is the next one's: of what is there already nothing is touched.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_has_yielded_writes_nothing_but_refusals() {
     let node = Node::new();
     let process = node.pod("pod");
     let mut first = Agent::first(&node, "first", &["pod"]);
@@ -392,7 +449,14 @@ async fn an_agent_that_has_yielded_writes_nothing() {
     first.kernel.set_api_servers(&[].into()).unwrap();
     first.kernel.rest().unwrap();
     drop(process);
-    assert_eq!(first.entries(), before);
+    let pod = node.cgroup("pod");
+    let (kept, added): (Vec<_>, Vec<_>) = first.kernel.pods().unwrap().into_iter().partition(|(id, _)| *id == pod);
+    assert_eq!(kept.into_iter().map(|(_, entry)| entry).collect::<Vec<_>>(), before);
+    assert_eq!(added.len(), 1);
+    assert_eq!(
+        (added[0].0, added[0].1.port4, added[0].1.port6),
+        (node.cgroup("later"), 0, 0)
+    );
     assert_eq!(first.kernel.api_servers().unwrap(), node::api_servers());
     first.kernel.set_api_servers(&node::api_servers()).unwrap();
 

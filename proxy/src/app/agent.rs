@@ -88,13 +88,8 @@ impl Agent {
         let dials = Arc::new(DialCounts::default());
         let cluster = Cluster::discover(&options, &dials, &clock, &metrics).await?;
         let (source, teller) = Source::open(&options, root.clone(), &cluster, &readiness, &metrics).await?;
-        let around = Surroundings {
-            client: cluster.client.clone(),
-            names: served_names(&cluster.target, source.addresses.clone()),
-            namespaces: source.namespaces(),
-        };
-        let certificate =
-            serving_certificate(&options, around, &clock, &metrics, readiness.condition("certificate")).await?;
+        let (around, certificate_ready) = (cluster.surroundings(&source), readiness.condition("certificate"));
+        let certificate = serving_certificate(&options, around, &clock, &metrics, certificate_ready).await?;
         let audit = Audit::start(options.audit_log.to_string_lossy().parse()?, &metrics).await?;
 
         let outfit = cluster.outfit(&options, &dials, &clock, &metrics);
@@ -115,7 +110,7 @@ impl Agent {
             pin_dir: &options.kernel.pin_dir,
             yielded: predecessor.is_some(),
             addresses: addresses.clone(),
-            wanted,
+            wanted: wanted.clone(),
             leftovers,
         };
         let (enrolment, kernel) = intercept(interception, accept, no_new_connections.clone(), addresses_ready).await?;
@@ -128,6 +123,7 @@ impl Agent {
         tokio::spawn(report_token(cluster.own_token, token_ready));
         teller.start(
             &options,
+            wanted,
             enrolment.pods.clone(),
             lookup.clone(),
             clock.clone(),
@@ -184,8 +180,16 @@ impl Agent {
         let deadline = Instant::now() + deadline;
         self.readiness.not_ready("draining");
         self.no_new_connections.cancel();
-        if let Err(error) = self.enrolment.task.await {
-            tracing::error!(%error, "enrolment didn't end well");
+        // Where another agent is taking over, new connections come until it has: they are served meanwhile.
+        let handing_over = Instant::now() + deadline.saturating_duration_since(Instant::now()) / 2;
+        let ending = self.enrolment.task.abort_handle();
+        match timeout_at(handing_over, self.enrolment.task).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "enrolment didn't end well"),
+            Err(_) => {
+                tracing::error!("enrolment doesn't end: the listeners are closed all the same");
+                ending.abort();
+            }
         }
         self.no_new_requests.cancel();
         self.connections.close();
@@ -220,6 +224,15 @@ pub(super) struct Cluster {
 }
 
 impl Cluster {
+    /// What the certificate that workloads see depends on.
+    fn surroundings(&self, source: &Source) -> Surroundings {
+        Surroundings {
+            client: self.client.clone(),
+            names: served_names(&self.target, source.addresses.clone()),
+            namespaces: source.namespaces(),
+        }
+    }
+
     async fn discover(
         options: &AgentOptions,
         dials: &Arc<DialCounts>,

@@ -8,29 +8,37 @@ use tokio::sync::watch;
 use crate::{
     admin::Condition,
     credentials::TokenFile,
-    enrol::{Enrolment, PodStatus},
+    enrol::{Enrolment, PodState, PodStatus},
     kernel::Kernel,
-    metrics::{register_counts, register_gauge},
+    metrics::{register_counts, register_gauge, register_gauges},
     sessions::store::SessionLookup,
     trust::serving::ServingCert,
     upstream::pool::DialCounts,
 };
 
-/// Ready when every pod that has a process is enrolled.
+/// Ready once every pod has been looked at. One that can't be enrolled doesn't make the agent unready: its tenant may
+/// have brought that about, and a DaemonSet's rollout would wait for it.
 pub(super) async fn report_pods(mut pods: watch::Receiver<Arc<[PodStatus]>>, condition: Condition) {
     // Before the enroller's first look nothing is known.
-    while pods.changed().await.is_ok() {
-        let unsettled = pods
-            .borrow_and_update()
-            .iter()
-            .filter(|pod| !pod.state.is_settled())
-            .count();
-        if unsettled == 0 {
-            condition.ready();
-        } else {
-            condition.not_ready(format!("{unsettled} pods can't be enrolled; the agent's log says why"));
-        }
+    if pods.changed().await.is_ok() {
+        condition.ready();
+        while pods.changed().await.is_ok() {}
     }
+}
+
+/// How many pods are in each state.
+fn pods_by_state(pods: &[PodStatus]) -> Vec<(&'static str, i64)> {
+    let mut counts = [("absent", 0), ("waiting", 0), ("enrolled", 0), ("failed", 0)];
+    for pod in pods {
+        let index = match pod.state {
+            PodState::Absent => 0,
+            PodState::Waiting(_) => 1,
+            PodState::Enrolled(_) => 2,
+            PodState::Failed(_) => 3,
+        };
+        counts[index].1 += 1;
+    }
+    counts.to_vec()
 }
 
 /// Ready while the agent has a token of its own.
@@ -67,6 +75,14 @@ pub(super) fn register_kernel(registry: &mut Registry, kernel: Arc<Kernel>, enro
         "Connections to the listeners that were closed because the kernel didn't vouch for them, by reason",
         "reason",
         move || refusals.iter().collect(),
+    );
+    let pods = enrolment.pods.clone();
+    register_gauges(
+        registry,
+        "pods",
+        "Pods of this node with a session, by how far their enrolment has come",
+        "state",
+        move || pods_by_state(&pods.borrow()),
     );
     let severed = Arc::clone(&enrolment.severed);
     register_counts(
@@ -122,4 +138,43 @@ pub(super) fn register(
         "When the certificate that workloads see expires",
         move || Some(certificate.expiry().as_second()),
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::{admin::Readiness, pod::CgroupId};
+
+    fn pod(state: PodState) -> PodStatus {
+        PodStatus {
+            name: "a/b".into(),
+            cgroup: "pod".into(),
+            session: "a/s".parse().unwrap(),
+            state,
+        }
+    }
+
+    #[test]
+    fn pods_are_counted_by_state() {
+        let pods = [
+            pod(PodState::Failed("no port".into())),
+            pod(PodState::Enrolled(CgroupId(1))),
+            pod(PodState::Enrolled(CgroupId(2))),
+            pod(PodState::Waiting(CgroupId(3))),
+        ];
+        let expected = [("absent", 0), ("waiting", 1), ("enrolled", 2), ("failed", 1)];
+        assert_eq!(pods_by_state(&pods), expected);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_look_makes_ready_whatever_it_shows() {
+        let readiness = Readiness::default();
+        let (look, pods) = watch::channel(Arc::from([]));
+        tokio::spawn(report_pods(pods, readiness.condition("pods")));
+        assert!(timeout(Duration::from_secs(5), readiness.ready()).await.is_err());
+        look.send_replace(Arc::from([pod(PodState::Failed("no port".into()))]));
+        timeout(Duration::from_secs(5), readiness.ready()).await.unwrap();
+    }
 }

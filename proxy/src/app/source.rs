@@ -17,6 +17,7 @@ use crate::{
         events::Events,
         news::tell_pods,
         rights::tell_rights,
+        settle::settle,
         source::{Here, Source as ClusterSource},
         writer::StatusWriter,
     },
@@ -50,7 +51,7 @@ enum Rest {
 }
 
 /// Tells the cluster how its pods and Sessions fare, where they come from there.
-pub(super) struct Teller(Option<(kube::Client, ClusterSource)>);
+pub(super) struct Teller(Option<(kube::Client, ClusterSource, watch::Sender<Leftovers>)>);
 
 impl Source {
     /// Reads the source that the options name. A cluster is waited for, and `readiness` says so.
@@ -114,14 +115,15 @@ impl Source {
         // Readiness isn't lost with the API server: sessions stay in force.
         condition.keep();
         let declaration = source.declared();
+        // What has been listed may be older than what the agent before knew.
+        let (settle, leftovers) = watch::channel(Leftovers::Refuse);
         let opened = Self {
             first: declaration.sessions,
-            // Every pod that carries the label has been listed, so the sender may go.
-            leftovers: watch::channel(Leftovers::Untag).1,
+            leftovers,
             addresses: source.addresses.clone(),
             rest: Rest::Cluster(source.clone(), declaration.fingerprint),
         };
-        Ok((opened, Teller(Some((client.clone(), source)))))
+        Ok((opened, Teller(Some((client.clone(), source, settle)))))
     }
 
     /// The namespaces with pods of this node; `None` where pods are known by their cgroups alone.
@@ -156,16 +158,20 @@ impl Source {
 }
 
 impl Teller {
-    /// Begins to tell.
+    /// Begins to tell. The kernel side has to be in force: pods of an earlier agent may be let go from now on.
     pub(super) fn start(
         self,
         options: &AgentOptions,
+        wanted: watch::Receiver<Arc<[WantedPod]>>,
         pods: watch::Receiver<Arc<[PodStatus]>>,
         lookup: SessionLookup,
         clock: Clock,
         metrics: &Metrics,
     ) {
-        let Some((client, source)) = self.0 else { return };
+        let Some((client, source, leftovers)) = self.0 else {
+            return;
+        };
+        tokio::spawn(settle(client.clone(), source.clone(), wanted, leftovers));
         let node = &options.node_name;
         let events = Events::start(client.clone(), node, metrics.clone());
         let writer = StatusWriter::new(client.clone(), node, clock, metrics.clone(), events.clone());

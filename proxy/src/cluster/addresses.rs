@@ -18,8 +18,9 @@ use tokio::{
 use super::watch::{Query, Seen, follow};
 use crate::metrics::{Metrics, Watched};
 
-/// An address that is the API server's no longer is intercepted for so long: a pod may have looked it up before.
-pub const LINGER: Duration = Duration::from_secs(30);
+/// An address that is the API server's no longer is intercepted for so long: a pod may have looked it up before, and a
+/// server that was away for an upgrade serves again before its endpoint is written down again (invariant 1).
+pub const LINGER: Duration = Duration::from_hours(1);
 
 /// What the kernel's set is made from.
 pub type Addresses = Arc<BTreeSet<SocketAddr>>;

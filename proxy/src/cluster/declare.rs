@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     pod::{SessionId, WantedPod},
-    sessions::{Declared, spec::SpecError},
+    sessions::{Declared, resource::NodeStatus, spec::SpecError},
 };
 
 /// The session that a pod names: always one of its own namespace.
@@ -35,17 +35,18 @@ pub fn namespaces<'a>(pods: impl Iterator<Item = &'a Arc<TaggedPod>>) -> BTreeSe
 }
 
 /// A declaration for each session that a pod here names. A pod is declared whatever becomes of its session: it stays
-/// intercepted, and is refused.
+/// intercepted, and is refused. So are those that are `leaving`, whatever session they had.
 #[must_use]
 pub fn declare<'a>(
     pods: impl Iterator<Item = &'a Arc<TaggedPod>>,
+    leaving: impl Iterator<Item = &'a Arc<TaggedPod>>,
     sessions: &BTreeMap<String, Seen<Arc<SessionObject>>>,
     layout: &Layout,
-    node: &str,
 ) -> Vec<Declared> {
     let mut carried: BTreeMap<SessionId, Vec<WantedPod>> = BTreeMap::new();
-    for pod in pods.filter(|pod| !pod.is_over) {
-        let session = session_of(pod);
+    let running = pods.filter(|pod| !pod.is_over).map(|pod| (pod, session_of(pod)));
+    let leaving = leaving.map(|pod| (pod, SessionId::of_no_session(&pod.key.namespace, &pod.session)));
+    for (pod, session) in running.chain(leaving) {
         let wanted = pod.cgroup_uid.as_deref().map(|uid| WantedPod {
             cgroup: layout.path(uid, pod.qos),
             name: pod.key.to_string().into(),
@@ -62,7 +63,7 @@ pub fn declare<'a>(
                 pods,
                 spec,
                 incarnation: object.map(|object| Arc::clone(&object.uid)),
-                last_used: object.and_then(|object| last_used(object, node)),
+                last_used: object.and_then(|object| last_used(object)),
             }
         })
         .collect()
@@ -75,6 +76,10 @@ fn resolve<'a>(
     Result<crate::sessions::spec::SessionSpec, SpecError>,
     Option<&'a Arc<SessionObject>>,
 ) {
+    // No Session's name: nothing has to be listed to know that there is none.
+    if SessionId::new(id.namespace(), id.name()).is_err() {
+        return (Err(SpecError::NotFound), None);
+    }
     let listed = sessions.get(id.namespace()).is_some_and(|seen| seen.objects.is_some());
     if !listed {
         return (Err(SpecError::Unknown), None);
@@ -89,9 +94,9 @@ fn resolve<'a>(
     }
 }
 
-/// As this node's agent reported it, before it was started anew.
-fn last_used(object: &SessionObject, node: &str) -> Option<Timestamp> {
-    object.status.nodes.iter().find(|entry| entry.node == node)?.last_used()
+/// The latest that any node reported: neither an agent that starts anew nor a pod made anew renews a session.
+fn last_used(object: &SessionObject) -> Option<Timestamp> {
+    object.status.nodes.iter().filter_map(NodeStatus::last_used).max()
 }
 
 /// What makes one declaration another: parsed specs are told apart by the generation they were parsed from.
@@ -177,11 +182,11 @@ mod tests {
     }
 
     fn layout() -> Layout {
-        Layout::detect(Path::new("/sys/fs/cgroup/kubepods"), |_| false)
+        Layout::detect(Path::new("/sys/fs/cgroup/kubepods"), |_| None)
     }
 
     fn declared(pods: &[Arc<TaggedPod>], sessions: &BTreeMap<String, Seen<Arc<SessionObject>>>) -> Vec<Declared> {
-        declare(pods.iter(), sessions, &layout(), "node-1")
+        declare(pods.iter(), [].iter(), sessions, &layout())
     }
 
     #[test]
@@ -242,14 +247,42 @@ mod tests {
     }
 
     #[test]
-    fn last_use_is_what_this_nodes_agent_wrote() {
+    fn a_pod_that_is_leaving_is_wanted_in_no_session_whatever_its_own() {
+        let sessions = listed("a", &[session("a", "alice", &json!({}))]);
+        let (stays, leaves) = (pod("a", "one", "alice"), pod("a", "two", "alice"));
+        let elsewhere = pod("not-watched", "three", "alice");
+        let leaving = [leaves, elsewhere];
+        let found = declare([stays].iter(), leaving.iter(), &sessions, &layout());
+        let text: Vec<_> = found
+            .iter()
+            .map(|one| {
+                let names: Vec<_> = one
+                    .pods
+                    .iter()
+                    .map(|pod| format!("{}={}", pod.name, pod.session))
+                    .collect();
+                format!("{} {:?}", names.join(" "), one.spec.as_ref().err())
+            })
+            .collect();
+        assert_eq!(
+            text,
+            [
+                "a/two=a/NOT-alice Some(NotFound)",
+                "a/one=a/alice None",
+                "not-watched/three=not-watched/NOT-alice Some(NotFound)"
+            ]
+        );
+    }
+
+    #[test]
+    fn last_use_is_the_latest_that_any_node_wrote() {
         let rest = json!({"status": {"nodes": [
             {"node": "node-2", "pods": 1, "connections": 0, "lastUsed": "2026-01-02T00:00:00Z"},
             {"node": "node-1", "pods": 1, "connections": 0, "lastUsed": "2026-01-01T00:00:00Z"},
         ]}});
         let sessions = listed("a", &[session("a", "alice", &rest)]);
         let found = declared(&[pod("a", "one", "alice")], &sessions);
-        assert_eq!(found[0].last_used.unwrap().to_string(), "2026-01-01T00:00:00Z");
+        assert_eq!(found[0].last_used.unwrap().to_string(), "2026-01-02T00:00:00Z");
     }
 
     #[test]

@@ -8,6 +8,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::kernel::cgroup::is_populated;
+
 /// A pod's class of service, as far as cgroups tell it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Qos {
@@ -35,7 +37,7 @@ enum Driver {
     Systemd(String),
 }
 
-/// Where the pods' directory may be below a root that isn't it; the first that is there counts, as in
+/// Where the pods' directory may be below a root that isn't it; of several the one with processes counts, as in
 /// [`pods_root`](crate::kernel::cgroup::pods_root).
 const BELOW: [&str; 4] = [
     "kubepods",
@@ -45,30 +47,46 @@ const BELOW: [&str; 4] = [
 ];
 
 impl Layout {
-    /// Tells it by the root's own name and, where that isn't the pods' directory, by what is below: `is_there` is asked
-    /// for paths relative to the root.
+    /// Tells it by the root's name and what is below it now. Blocks.
     #[must_use]
-    pub fn detect(root: &Path, is_there: impl Fn(&Path) -> bool) -> Self {
+    pub fn below(root: &Path) -> Self {
+        Self::detect(root, |path| {
+            let path = root.join(path);
+            path.is_dir().then(|| is_populated(&path))
+        })
+    }
+
+    /// Tells it by the root's own name and, where that isn't the pods' directory, by what is below: `populated` is
+    /// asked, for paths relative to the root, whether a directory has processes; `None` where there is no such directory.
+    /// Of several it isn't [known](Self::is_known) until one alone has processes.
+    #[must_use]
+    pub fn detect(root: &Path, populated: impl Fn(&Path) -> Option<bool>) -> Self {
         let is_pods = |path: &Path| {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             name == "kubepods" || name == "kubepods.slice" || name.ends_with("-kubepods.slice")
         };
-        let found = if is_pods(root) {
-            Some(Path::new(""))
-        } else {
-            BELOW.iter().map(Path::new).find(|path| is_there(path))
+        let there: Vec<(&Path, bool)> = BELOW
+            .iter()
+            .filter_map(|path| Some((Path::new(path), populated(Path::new(path))?)))
+            .collect();
+        let living: Vec<&Path> = there
+            .iter()
+            .filter(|(_, lives)| *lives)
+            .map(|(path, _)| *path)
+            .collect();
+        let (pods, is_known) = match (there.as_slice(), living.as_slice()) {
+            _ if is_pods(root) => (Path::new(""), true),
+            ([(only, _)], _) | (_, [only]) => (*only, true),
+            ([], _) => (Path::new(BELOW[0]), false),
+            ([(first, _), ..], _) => (*living.first().unwrap_or(first), false),
         };
-        let pods = found.unwrap_or(Path::new(BELOW[0])).to_owned();
+        let pods = pods.to_owned();
         let named = if pods.as_os_str().is_empty() { root } else { &pods };
         let name = named.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let driver = name
             .strip_suffix(".slice")
             .map_or(Driver::Cgroupfs, |slice| Driver::Systemd(slice.to_owned()));
-        Self {
-            pods,
-            driver,
-            is_known: found.is_some(),
-        }
+        Self { pods, driver, is_known }
     }
 
     /// Whether there is such a directory. The kubelet makes it when it starts.
@@ -129,15 +147,34 @@ mod tests {
     #[case::above_kind("/sys/fs/cgroup", &["kubelet.slice/kubelet-kubepods.slice"], Qos::Guaranteed,
         "kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod0b7c_11.slice")]
     #[case::above_kind_cgroupfs("/sys/fs/cgroup", &["kubelet/kubepods"], Qos::Guaranteed, "kubelet/kubepods/pod0b7c-11")]
-    #[case::both("/sys/fs/cgroup", &["kubepods.slice", "kubepods"], Qos::Guaranteed, "kubepods/pod0b7c-11")]
     #[case::not_made_yet("/sys/fs/cgroup", &[], Qos::Guaranteed, "kubepods/pod0b7c-11")]
     #[case::slice_of_another_name("/sys/fs/cgroup/box.slice", &["kubepods"], Qos::Guaranteed, "kubepods/pod0b7c-11")]
     fn paths(#[case] root: &str, #[case] there: &[&str], #[case] qos: Qos, #[case] expected: &str) {
         let layout = Layout::detect(Path::new(root), |path| {
-            there.iter().any(|there| Path::new(there) == path)
+            there.iter().any(|there| Path::new(there) == path).then_some(false)
         });
         assert_eq!(layout.path(UID, qos), Path::new(expected));
         let names_pods = root.ends_with("kubepods") || root.ends_with("kubepods.slice");
         assert_eq!(layout.is_known(), names_pods || !there.is_empty());
+    }
+
+    #[rstest]
+    #[case::the_driver_was_changed(&[("kubepods", false), ("kubepods.slice", true)], "kubepods.slice/kubepods-pod0b7c_11.slice", true)]
+    #[case::and_back(&[("kubepods", true), ("kubepods.slice", false)], "kubepods/pod0b7c-11", true)]
+    #[case::both(&[("kubepods", true), ("kubepods.slice", true)], "kubepods/pod0b7c-11", false)]
+    #[case::neither(&[("kubepods", false), ("kubepods.slice", false)], "kubepods/pod0b7c-11", false)]
+    fn of_several_the_one_with_processes_counts(
+        #[case] there: &[(&str, bool)],
+        #[case] expected: &str,
+        #[case] is_known: bool,
+    ) {
+        let layout = Layout::detect(Path::new("/sys/fs/cgroup"), |path| {
+            there
+                .iter()
+                .find(|(there, _)| Path::new(there) == path)
+                .map(|(_, lives)| *lives)
+        });
+        assert_eq!(layout.path(UID, Qos::Guaranteed), Path::new(expected));
+        assert_eq!(layout.is_known(), is_known);
     }
 }

@@ -16,7 +16,10 @@ use super::{
     sessions::{ByNamespace, find},
     watch::{Objects, Seen},
 };
-use crate::enrol::{PodState, PodStatus};
+use crate::{
+    enrol::{PodState, PodStatus},
+    pod::SessionId,
+};
 
 /// How a pod's session stands, as far as a pod's author can do something about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -142,18 +145,20 @@ pub async fn tell_pods(
             let objects: Objects<Arc<TaggedPod>> = pods.borrow_and_update().objects.clone().unwrap_or_default();
             let sessions = Arc::clone(&sessions.borrow_and_update());
             let statuses = Arc::clone(&statuses.borrow_and_update());
-            let states: BTreeMap<&str, &PodState> =
-                statuses.iter().map(|status| (&*status.name, &status.state)).collect();
+            // With the session: one that is leaving may have the name of another that has come.
+            let states: BTreeMap<(&str, &SessionId), &PodState> = statuses
+                .iter()
+                .map(|status| ((&*status.name, &status.session), &status.state))
+                .collect();
             let views: Vec<_> = objects
                 .values()
                 .filter(|pod| !pod.is_over)
-                .map(|pod| (pod, pod.key.to_string()))
+                .map(|pod| (pod, pod.key.to_string(), session_of(pod)))
                 .collect();
-            news.look(
-                views
-                    .iter()
-                    .map(|(pod, name)| (&***pod, states.get(name.as_str()).copied(), standing(pod, &sessions))),
-            )
+            news.look(views.iter().map(|(pod, name, session)| {
+                let state = states.get(&(name.as_str(), session)).copied();
+                (&***pod, state, standing(pod, &sessions))
+            }))
         };
         for notice in notices {
             events.tell(notice);

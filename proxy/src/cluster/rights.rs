@@ -27,6 +27,8 @@ const REMEMBERED: Duration = Duration::from_mins(10);
 const PACE: Duration = Duration::from_millis(200);
 /// An agent that starts asks about the pods it finds at some moment of this.
 const START: Duration = Duration::from_secs(30);
+/// The longest wait before those are asked about again of whom nothing could be told.
+const BACKOFF_MOST: Duration = Duration::from_mins(10);
 /// How long the API server may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -44,13 +46,15 @@ type Account = (String, String);
 pub async fn tell_rights(client: kube::Client, mut pods: watch::Receiver<Seen<Arc<TaggedPod>>>, events: Events) {
     let mut looked: BTreeSet<String> = BTreeSet::new();
     let mut known: HashMap<Account, (Instant, Vec<&'static str>)> = HashMap::new();
+    let mut failures: u32 = 0;
     sleep(jitter(START)).await;
     loop {
+        let mut has_failed = false;
         let objects = pods.borrow_and_update().objects.clone().unwrap_or_default();
         looked.retain(|uid| objects.values().any(|pod| pod.uid == *uid));
         known.retain(|_, (at, _)| at.elapsed() < REMEMBERED);
         for pod in objects.values().filter(|pod| !pod.is_over) {
-            if !looked.insert(pod.uid.clone()) {
+            if looked.contains(&pod.uid) {
                 continue;
             }
             let account = (pod.key.namespace.clone(), pod.service_account.clone());
@@ -64,17 +68,29 @@ pub async fn tell_rights(client: kube::Client, mut pods: watch::Receiver<Seen<Ar
                         rights
                     }
                     Ok(Err(error)) => {
-                        tracing::warn!(%error, pod = %pod.key, "whether the pod's own account holds rights can't be told");
+                        tracing::warn!(%error, pod = %pod.key, "whether the pod's own account holds rights can't be told yet");
+                        has_failed = true;
                         continue;
                     }
-                    Err(_) => continue,
+                    Err(_) => {
+                        has_failed = true;
+                        break;
+                    }
                 }
             };
+            looked.insert(pod.uid.clone());
             if let Some(notice) = notice(pod, &rights) {
                 events.tell(notice);
             }
         }
-        if pods.changed().await.is_err() {
+        failures = if has_failed { failures.saturating_add(1) } else { 0 };
+        if has_failed {
+            let wait = Duration::from_secs(5 << failures.min(8)).min(BACKOFF_MOST);
+            sleep(wait / 2 + jitter(wait / 2)).await;
+            if pods.has_changed().is_err() {
+                return;
+            }
+        } else if pods.changed().await.is_err() {
             return;
         }
     }
@@ -163,5 +179,36 @@ mod tests {
         let told = notice(&pod, &["list secrets"]).unwrap();
         assert!(told.note.contains("runner may list secrets"), "{}", told.note);
         assert!(notice(&pod, &[]).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_of_which_nothing_could_be_told_is_asked_about_again() {
+        let mut failing = 2;
+        let mock = Mock::new(move |request| {
+            if request.path.contains("/events") {
+                return Answer::json(201, request.body.clone());
+            }
+            if failing > 0 {
+                failing -= 1;
+                return Answer::status(503, "ServiceUnavailable");
+            }
+            let mut review = request.body.clone();
+            review["status"] = json!({"allowed": true});
+            Answer::json(201, review)
+        });
+        let object =
+            json!({"metadata": {"name": "p", "namespace": "a", "uid": "u"}, "spec": {"serviceAccountName": "runner"}});
+        let pod = Arc::new(TaggedPod::read(&serde_json::from_value(object).unwrap()));
+        let (_keep, pods) = watch::channel(Seen {
+            objects: Some(Arc::new([(pod.key.clone(), pod)].into())),
+            failing: None,
+        });
+        let events = Events::start(mock.client(), "one", crate::metrics::Metrics::new());
+        tokio::spawn(tell_rights(mock.client(), pods, events));
+        sleep(Duration::from_mins(5)).await;
+        let asked = mock.seen();
+        let reviews = asked.iter().filter(|asked| asked.path.contains("reviews")).count();
+        assert_eq!(reviews, 3, "two that failed, one that didn't, and no more");
+        assert_eq!(asked.len(), reviews + 1, "it is told once");
     }
 }

@@ -1,9 +1,10 @@
 //! The watches of one node put together: what they have seen is declared to the store, again whenever it changes.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
+    iter,
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -17,6 +18,7 @@ use super::{
     ObjectKey,
     addresses::{Addresses, follow_addresses},
     declare::{Fingerprint, declare, namespaces},
+    departing::{Carried, follow_leaving},
     layout::Layout,
     pods::{self, LABEL, TaggedPod},
     sessions::{ByNamespace, watch_namespaces},
@@ -24,6 +26,7 @@ use super::{
 };
 use crate::{
     metrics::Metrics,
+    pod::WantedPod,
     sessions::{Declared, spec::Policy},
 };
 
@@ -74,7 +77,9 @@ pub struct Source {
     here: Here,
     /// This node's pods with a session.
     pub pods: watch::Receiver<Seen<Arc<TaggedPod>>>,
-    /// The namespaces of these.
+    /// These, and those that are leaving.
+    carried: watch::Receiver<Carried>,
+    /// The namespaces of those with a session.
     pub namespaces: watch::Receiver<BTreeSet<String>>,
     /// The Sessions there.
     pub sessions: watch::Receiver<ByNamespace>,
@@ -95,10 +100,12 @@ impl Source {
             |object| Arc::new(TaggedPod::read(&object)),
         );
         let namespaces = follow_namespaces(pods.clone(), own);
+        let carried = follow_leaving(client.clone(), pods.clone(), here.cgroup_root.clone());
         Self {
             sessions: watch_namespaces(client.clone(), namespaces.clone(), here.policy, metrics.clone()),
             addresses: follow_addresses(client.clone(), fixed, metrics),
             pods,
+            carried,
             namespaces,
             here,
         }
@@ -111,7 +118,7 @@ impl Source {
     /// If the agent's own pod carries the label.
     pub async fn known(&mut self, say: impl Fn(String)) -> Result<(), SourceError> {
         loop {
-            let seen = self.pods.borrow_and_update().clone();
+            let seen = self.carried.borrow_and_update().seen.clone();
             if let Some(objects) = seen.objects {
                 if let Some(own) = self.here.own_pod.as_ref().filter(|own| objects.contains_key(own)) {
                     return Err(SourceError::OwnPod(own.clone()));
@@ -119,7 +126,7 @@ impl Source {
                 break;
             }
             say(waiting("this node's pods", seen.failing.as_deref()));
-            if self.pods.changed().await.is_err() {
+            if self.carried.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
         }
@@ -148,18 +155,37 @@ impl Source {
         Ok(())
     }
 
+    /// The node.
+    #[must_use]
+    pub fn node(&self) -> &str {
+        &self.here.node
+    }
+
+    /// What of these pods is to be enrolled.
+    #[must_use]
+    pub fn wanted_of(&self, pods: &[Arc<TaggedPod>]) -> Vec<WantedPod> {
+        let pods = pods.iter().filter(|pod| Some(&pod.key) != self.here.own_pod.as_ref());
+        let declared = declare(pods, iter::empty(), &BTreeMap::new(), &self.layout());
+        declared.into_iter().flat_map(|one| one.pods).collect()
+    }
+
+    fn layout(&self) -> Layout {
+        Layout::below(&self.here.cgroup_root)
+    }
+
     /// What is declared now.
     #[must_use]
     pub fn declared(&self) -> Declaration {
-        let root: &Path = &self.here.cgroup_root;
-        let layout = Layout::detect(root, |path| root.join(path).is_dir());
-        let pods = self.pods.borrow().objects.clone().unwrap_or_default();
+        let layout = self.layout();
+        let Carried { seen, leaving } = self.carried.borrow().clone();
+        let pods = seen.objects.unwrap_or_default();
         let sessions = self.sessions.borrow().clone();
+        let is_another = |pod: &&Arc<TaggedPod>| Some(&pod.key) != self.here.own_pod.as_ref();
         let sessions_declared = declare(
-            pods.values().filter(|pod| Some(&pod.key) != self.here.own_pod.as_ref()),
+            pods.values().filter(is_another),
+            leaving.iter().filter(is_another),
             &sessions,
             &layout,
-            &self.here.node,
         );
         Declaration {
             fingerprint: Fingerprint::of(&sessions_declared, &sessions),
@@ -176,12 +202,12 @@ impl Source {
         complaints.log(&self.declared().sessions);
         loop {
             tokio::select! {
-                changed = self.pods.changed() => if changed.is_err() { return },
+                changed = self.carried.changed() => if changed.is_err() { return },
                 changed = self.sessions.changed() => if changed.is_err() { return },
                 () = sleep(LAYOUT_LOOK), if !is_settled => {}
                 () = declare.closed() => return,
             }
-            self.pods.mark_unchanged();
+            self.carried.mark_unchanged();
             self.sessions.mark_unchanged();
             let declared = self.declared();
             is_settled = declared.is_settled;

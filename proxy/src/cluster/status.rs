@@ -4,8 +4,6 @@
 //! Each agent keeps its own entry of `status.nodes`, under a field manager of its own. What stands above follows from
 //! the entries and the spec alone, so that all agents would write the same, and whichever comes first does.
 
-use std::time::Duration;
-
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
@@ -20,7 +18,11 @@ pub const SHARED: &str = "understudy";
 /// The API server's limit on a field manager's name.
 const MANAGER_MOST: usize = 128;
 /// How often it is told when a session was last used and how many requests are open, at most.
-const USAGE: Duration = Duration::from_secs(30);
+const USAGE: SignedDuration = SignedDuration::from_secs(30);
+/// Of a session with entries of many nodes, so much longer for each: they write to one object.
+const USAGE_PER_NODE: SignedDuration = SignedDuration::from_millis(100);
+/// More often than that it isn't told, however short `idleTimeout` is.
+const USAGE_LEAST: SignedDuration = SignedDuration::from_secs(5);
 
 /// What this node knows of a session that pods here carry.
 #[derive(Debug, Clone, PartialEq)]
@@ -71,14 +73,30 @@ pub fn entry(node: &str, local: &Local) -> NodeStatus {
     }
 }
 
+/// What stays of this node's entry of a session that may go idle when its last pod has gone: when it was `used` last.
+/// Were that forgotten, the next pod would find the session as if it were new.
+#[must_use]
+pub fn left(node: &str, standing: Option<&NodeStatus>, used: Option<Timestamp>) -> Option<NodeStatus> {
+    let last = standing.and_then(NodeStatus::last_used).max(used)?;
+    Some(NodeStatus {
+        node: node.to_owned(),
+        phase: None,
+        pods: 0,
+        waiting: None,
+        connections: 0,
+        last_used: Some(whole_seconds(last)),
+    })
+}
+
 /// Whether the entry is to be written: at once for what an operator waits for, from time to time for figures that
 /// change with each request. An agent that is started anew counts idle time from what was written, so that is often
-/// enough for it.
+/// enough for it. `nodes` is the number of entries.
 #[must_use]
 pub fn entry_differs(
     seen: Option<&NodeStatus>,
     want: Option<&NodeStatus>,
     idle_timeout: Option<SignedDuration>,
+    nodes: usize,
 ) -> bool {
     let (seen, want) = match (seen, want) {
         (None, None) => return false,
@@ -90,17 +108,15 @@ pub fn entry_differs(
         return true;
     }
     match (seen.last_used(), want.last_used()) {
-        (Some(seen), Some(want)) => want.duration_since(seen) >= usage_every(idle_timeout),
+        (Some(seen), Some(want)) => want.duration_since(seen) >= usage_every(idle_timeout, nodes),
         (None, Some(_)) => true,
         (_, None) => false,
     }
 }
 
-fn usage_every(idle_timeout: Option<SignedDuration>) -> SignedDuration {
-    let most = SignedDuration::try_from(USAGE).unwrap_or(SignedDuration::MAX);
-    idle_timeout
-        .map_or(most, |idle| most.min(idle / 4))
-        .max(SignedDuration::from_secs(1))
+fn usage_every(idle_timeout: Option<SignedDuration>, nodes: usize) -> SignedDuration {
+    let most = USAGE.max(USAGE_PER_NODE * i32::try_from(nodes).unwrap_or(i32::MAX));
+    idle_timeout.map_or(most, |idle| most.min(idle / 4)).max(USAGE_LEAST)
 }
 
 /// How the connections' number may wait: with the last use, which goes up whenever it does.
@@ -130,15 +146,22 @@ pub fn top(
             ..seen.clone()
         };
     };
-    // A session that is idle on one node may be in use on another.
-    let phase = [Phase::Active, Phase::Idle, Phase::Expired, Phase::Refused]
-        .into_iter()
-        .find(|phase| {
-            entries
-                .iter()
-                .any(|entry| entry.phase.as_deref() == Some(phase_name(phase)))
-        })
-        .unwrap_or(local.phase.clone());
+    // What is refused or expired is so everywhere, whatever an entry says whose node hasn't heard of it, or is gone. A
+    // session that is idle on one node may be in use on another.
+    let is_expired = local.expires_at.is_some_and(|at| at <= now);
+    let phase = match &local.phase {
+        _ if local.refused.is_some() => Phase::Refused,
+        _ if is_expired => Phase::Expired,
+        certain @ (Phase::Refused | Phase::Expired) => certain.clone(),
+        Phase::Active | Phase::Idle => [Phase::Active, Phase::Idle]
+            .into_iter()
+            .find(|phase| {
+                entries
+                    .iter()
+                    .any(|entry| entry.phase.as_deref() == Some(phase_name(phase)))
+            })
+            .unwrap_or(local.phase.clone()),
+    };
     let refusal = local
         .refused
         .clone()
@@ -334,6 +357,24 @@ mod tests {
         assert!(text.iter().any(|found| found == condition), "{text:?}");
     }
 
+    #[rstest]
+    #[case::refused(Local { refused: Some("no".into()), ..local() }, "Refused")]
+    #[case::expired(Local { expires_at: Some(at("2025-01-01T00:00:00Z")), ..local() }, "Expired")]
+    #[case::neither_any_more(local(), "Active")]
+    fn a_stale_entry_does_not_outweigh_the_spec_and_the_clock(#[case] ours: Local, #[case] expected: &str) {
+        let now = at("2026-01-01T00:00:00Z");
+        for stale in [Phase::Active, Phase::Idle, Phase::Expired, Phase::Refused] {
+            let theirs = Local {
+                phase: stale,
+                ..local()
+            };
+            let (one, two) = (entry("one", &ours), entry("two", &theirs));
+            let object = object(&json!({"nodes": [one, two]}));
+            let joined = top(&object, "one", Some(&one), Some(&ours), now);
+            assert_eq!(joined.phase.as_deref(), Some(expected), "{theirs:?}");
+        }
+    }
+
     #[test]
     fn a_condition_keeps_the_time_of_its_last_change() {
         let first = at("2026-01-01T00:00:00Z");
@@ -379,16 +420,21 @@ mod tests {
     }
 
     #[rstest]
-    #[case::same(0, 0, None, false)]
-    #[case::soon(29, 0, None, false)]
-    #[case::later(30, 0, None, true)]
-    #[case::short_idle_time(10, 0, Some(40), true)]
-    #[case::short_idle_time_soon(9, 0, Some(40), false)]
-    #[case::another_pod(0, 1, None, true)]
+    #[case::same(0, 0, None, 1, false)]
+    #[case::soon(29, 0, None, 1, false)]
+    #[case::later(30, 0, None, 1, true)]
+    #[case::many_nodes(499, 0, None, 5000, false)]
+    #[case::many_nodes_later(500, 0, None, 5000, true)]
+    #[case::many_nodes_and_an_idle_time(10, 0, Some(40), 5000, true)]
+    #[case::short_idle_time(10, 0, Some(40), 1, true)]
+    #[case::short_idle_time_soon(9, 0, Some(40), 1, false)]
+    #[case::very_short_idle_time(4, 0, Some(2), 1, false)]
+    #[case::another_pod(0, 1, None, 5000, true)]
     fn entries_are_written_when(
         #[case] seconds: i64,
         #[case] more_pods: i64,
         #[case] idle: Option<i64>,
+        #[case] nodes: usize,
         #[case] expected: bool,
     ) {
         let want = Local {
@@ -401,6 +447,7 @@ mod tests {
             Some(&entry("one", &local())),
             Some(&entry("one", &want)),
             idle.map(SignedDuration::from_secs),
+            nodes,
         );
         assert_eq!(differs, expected);
     }
@@ -408,9 +455,9 @@ mod tests {
     #[test]
     fn entries_come_and_go() {
         let own = entry("one", &local());
-        assert!(entry_differs(None, Some(&own), None));
-        assert!(entry_differs(Some(&own), None, None));
-        assert!(!entry_differs(None, None, None));
+        assert!(entry_differs(None, Some(&own), None, 1));
+        assert!(entry_differs(Some(&own), None, None, 1));
+        assert!(!entry_differs(None, None, None, 1));
     }
 
     #[test]

@@ -109,6 +109,8 @@ pub fn follow<T: Clone + Send + Sync + 'static>(
         let config = Config {
             label_selector: query.labels.clone(),
             field_selector: query.fields.clone(),
+            // A limit would have the list read from etcd; without, a current server has it in its cache, and consistent.
+            page_size: None,
             ..Config::default().timeout(WATCH_SECONDS)
         };
         let mut backoff = ResetTimerBackoff::new(Slower(SOONEST), QUIET);

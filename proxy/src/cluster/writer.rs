@@ -18,7 +18,7 @@ use super::{
     events::{Events, Notice},
     jitter,
     sessions::{ByNamespace, SessionObject, all, find},
-    status::{Local, SHARED, entry, entry_differs, manager, top, top_differs},
+    status::{Local, SHARED, entry, entry_differs, left, manager, top, top_differs},
 };
 use crate::{
     clock::Clock,
@@ -63,6 +63,8 @@ struct Progress {
     entry: Option<(Option<NodeStatus>, Instant)>,
     top: Option<(SessionStatus, Instant)>,
     top_due: Option<Instant>,
+    /// When it was last used here, while there are pods.
+    used: Option<jiff::Timestamp>,
 }
 
 /// What is to be done next.
@@ -155,6 +157,7 @@ impl Progress {
             entry: None,
             top: None,
             top_due: None,
+            used: None,
         }
     }
 
@@ -181,13 +184,19 @@ impl Progress {
             let nodes = std::mem::take(&mut object.status.nodes);
             object.status = SessionStatus { nodes, ..top.clone() };
         }
-        let want = local.map(|local| entry(node, local));
         let standing = object.status.nodes.iter().find(|entry| entry.node == node);
+        let want = if let Some(local) = local {
+            self.used = local.last_used;
+            Some(entry(node, local))
+        } else {
+            let may_go_idle = seen.idle_timeout.is_some();
+            left(node, standing, self.used).filter(|_| may_go_idle)
+        };
         let gap_over = |last: Option<Instant>| last.is_none_or(|at| instant >= at + GAP);
         if instant < self.not_before {
             return Step::Nothing;
         }
-        if entry_differs(standing, want.as_ref(), seen.idle_timeout) {
+        if entry_differs(standing, want.as_ref(), seen.idle_timeout, object.status.nodes.len()) {
             return if gap_over(self.entry.as_ref().map(|(_, at)| *at)) {
                 Step::Entry(want)
             } else {

@@ -13,7 +13,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 use tokio_util::{
-    sync::CancellationToken,
+    sync::{CancellationToken, DropGuard},
     task::{AbortOnDropHandle, TaskTracker},
 };
 use tracing::{error, warn};
@@ -24,7 +24,7 @@ use super::{
     accept::Acceptor,
     netns::NetnsId,
     observe::Observation,
-    place::{Place, State},
+    place::{Cgroup, Place, State},
     plan::{self, Seen},
     sever::Severer,
     steward::Request,
@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     kernel::{Kernel, boot_ns, cgroup::CgroupRoot},
-    pod::WantedPod,
+    pod::{CgroupId, WantedPod},
 };
 
 /// How often everything is looked at, whatever was or wasn't reported.
@@ -58,7 +58,28 @@ const SEVER_AGAIN: Duration = Duration::from_secs(1);
 pub(super) struct Sources {
     pub(super) wanted: watch::Receiver<Arc<[WantedPod]>>,
     pub(super) leftovers: watch::Receiver<Leftovers>,
-    pub(super) orders: mpsc::Receiver<Request>,
+    /// A source that has ended leaves what it said last.
+    wanted_live: bool,
+    leftovers_live: bool,
+}
+
+impl Sources {
+    pub(super) fn new(wanted: watch::Receiver<Arc<[WantedPod]>>, leftovers: watch::Receiver<Leftovers>) -> Self {
+        Self {
+            wanted,
+            leftovers,
+            wanted_live: true,
+            leftovers_live: true,
+        }
+    }
+}
+
+/// Waits for a change, and never returns where there will be none.
+async fn heard<T>(receiver: &mut watch::Receiver<T>, live: &mut bool) {
+    if !*live {
+        std::future::pending::<()>().await;
+    }
+    *live = receiver.changed().await.is_ok();
 }
 
 /// Something to do for a pod at a later time.
@@ -79,7 +100,8 @@ pub(super) struct Enroller {
     pub(super) changed: bool,
     pub(super) listeners: TaskTracker,
     pub(super) places: BTreeMap<PathBuf, Place>,
-    watches: Option<Watches>,
+    pub(super) sources: Sources,
+    pub(super) watches: Option<Watches>,
     severer: Severer,
     chores: BTreeSet<(Instant, Chore, PathBuf)>,
     pub(super) first_enrolment: u64,
@@ -87,6 +109,14 @@ pub(super) struct Enroller {
     foreign: u64,
     pub(super) tenure: Tenure,
     pub(super) beating: Option<AbortOnDropHandle<()>>,
+    /// Closes the listeners, however this ends.
+    _closing: DropGuard,
+    /// Until each entry that another agent serves by has been replaced.
+    pub(super) adopting: bool,
+    /// Leftovers are to be untagged once no wanted pod's cgroup is hidden any more.
+    pub(super) untag_later: bool,
+    /// Cgroups that were let go while another agent had the kernel side.
+    pub(super) released: BTreeSet<u64>,
 }
 
 impl Enroller {
@@ -95,9 +125,11 @@ impl Enroller {
         acceptor: Acceptor,
         status: watch::Sender<Arc<[PodStatus]>>,
         severer: Severer,
+        sources: Sources,
         retired: CancellationToken,
     ) -> Self {
         let kernel = Arc::clone(&acceptor.kernel);
+        let acceptor_closing = acceptor.closing.clone().drop_guard();
         let watches = match Watches::new(root.path().to_owned()) {
             Ok(watches) => Some(watches),
             Err(error) => {
@@ -117,6 +149,7 @@ impl Enroller {
             changed: true,
             listeners: TaskTracker::new(),
             places: BTreeMap::new(),
+            sources,
             watches,
             severer,
             chores: BTreeSet::new(),
@@ -124,45 +157,48 @@ impl Enroller {
             next_enrolment: first_enrolment,
             tenure: Tenure::new(retired),
             beating: None,
+            _closing: acceptor_closing,
+            adopting: false,
+            untag_later: false,
+            released: BTreeSet::new(),
         }
     }
 
     /// Runs until `shutdown`.
-    pub(super) async fn run(mut self, mut sources: Sources, shutdown: CancellationToken) {
-        self.begin(&mut sources).await;
+    pub(super) async fn run(mut self, mut orders: mpsc::Receiver<Request>, shutdown: CancellationToken) {
+        self.begin().await;
         let mut grown = self.kernel.api_servers_grown();
         let mut rescan = interval(RESCAN);
         rescan.set_missed_tick_behavior(MissedTickBehavior::Delay);
         rescan.reset();
-        let (mut sources_live, mut leftovers_live) = (true, true);
         loop {
+            self.settle_delayed();
             self.publish();
             tokio::select! {
                 () = shutdown.cancelled(), if self.tenure.may_end() => break,
-                changed = sources.wanted.changed(), if sources_live => {
-                    // A source that has ended leaves what it wanted last.
-                    sources_live = changed.is_ok();
-                    self.heed(&mut sources).await;
+                () = heard(&mut self.sources.wanted, &mut self.sources.wanted_live) => {
+                    let new = self.heed();
+                    self.visit(new).await;
                 }
-                changed = sources.leftovers.changed(), if leftovers_live => {
-                    leftovers_live = changed.is_ok();
-                    self.heed(&mut sources).await;
-                    self.settle_leftovers(*sources.leftovers.borrow());
+                () = heard(&mut self.sources.leftovers, &mut self.sources.leftovers_live) => {
+                    let new = self.heed();
+                    self.visit(new).await;
+                    // Anything that is wanted by now was heeded.
+                    let leftovers = *self.sources.leftovers.borrow();
+                    self.settle_leftovers(leftovers);
                 }
-                change = changed(self.watches.as_mut()) => match change {
-                    Ok(Change::At(paths)) => self.visit_below(&paths).await,
-                    Ok(Change::Everything) => self.visit_all().await,
-                    Err(error) => {
-                        warn!(%error, "inotify failed: new pods are noticed at the next rescan only");
-                        self.watches = None;
-                    }
-                },
+                change = changed(self.watches.as_mut()) => {
+                    let concerned = self.concerned(change);
+                    let concerned: Vec<PathBuf> = self.tag_changed(concerned).into_iter().collect();
+                    self.visit(concerned.clone()).await;
+                    self.look_again(concerned);
+                }
                 // The kernel lives as long as this does, and so does its sender.
                 Ok(()) = grown.changed() => {
                     let all: Vec<PathBuf> = self.places.keys().cloned().collect();
                     self.sever(all);
                 }
-                Some(request) = sources.orders.recv() => self.obey(request, &sources.leftovers).await,
+                Some(request) = orders.recv() => self.obey(request).await,
                 () = self.tenure.grace() => self.watch_grace(),
                 () = due(&self.chores) => self.do_chores().await,
                 _ = rescan.tick() => self.visit_all().await,
@@ -171,12 +207,12 @@ impl Enroller {
         self.drain().await;
     }
 
-    /// Does what the sources say now.
-    async fn heed(&mut self, sources: &mut Sources) {
-        let now = sources.wanted.borrow_and_update().clone();
+    /// Does what the sources say now, as far as it takes no time. Returns what is to be visited.
+    fn heed(&mut self) -> Vec<PathBuf> {
+        let now = self.sources.wanted.borrow_and_update().clone();
         let new = self.want(&now);
         self.tag_present(&new);
-        self.visit(new).await;
+        new
     }
 
     /// Takes on what is wanted now, and lets go of what isn't any more. Returns the pods that are new, or to be
@@ -226,10 +262,19 @@ impl Enroller {
         self.visit(all).await;
     }
 
-    /// Visits the pods at and below these paths.
-    async fn visit_below(&mut self, paths: &BTreeSet<PathBuf>) {
+    /// The pods that a change concerns.
+    fn concerned(&mut self, change: std::io::Result<Change>) -> BTreeSet<PathBuf> {
         let mut concerned = BTreeSet::new();
-        for path in paths {
+        let paths = match change {
+            Ok(Change::At(paths)) => paths,
+            Ok(Change::Everything) => return self.places.keys().cloned().collect(),
+            Err(error) => {
+                warn!(%error, "inotify failed: new pods are noticed at the next rescan only");
+                self.watches = None;
+                return concerned;
+            }
+        };
+        for path in &paths {
             let Ok(relative) = path.strip_prefix(self.root.path()) else {
                 continue;
             };
@@ -237,9 +282,7 @@ impl Enroller {
             let below = self.places.range::<Path, _>(from).map(|(cgroup, _)| cgroup);
             concerned.extend(below.take_while(|cgroup| cgroup.starts_with(relative)).cloned());
         }
-        let concerned: Vec<PathBuf> = concerned.into_iter().collect();
-        self.visit(concerned.clone()).await;
-        self.look_again(concerned);
+        concerned
     }
 
     /// A container's cgroup is there before its process, and where the runtime's monitor is in the pod's as well, nothing
@@ -287,7 +330,8 @@ impl Enroller {
         }
     }
 
-    /// Looks at these pods, and does what that calls for.
+    /// Looks at these pods, and does what that calls for. That may take long where they are many: what appears
+    /// meanwhile is tagged at once (invariant 1), and visited next.
     pub(super) async fn visit(&mut self, cgroups: Vec<PathBuf>) {
         if cgroups.is_empty() {
             return;
@@ -299,42 +343,67 @@ impl Enroller {
             }
         }
         let mut enrolling = Vec::new();
+        let mut next = BTreeSet::new();
         let mut jobs = Jobs::look(Arc::clone(&self.root), &cgroups);
-        while let Some(done) = jobs.next().await {
-            match done {
-                Ok(Done::Looked(looks)) => {
-                    for (cgroup, observation) in looks {
-                        // Gone from the wanted meanwhile? It isn't: only this task changes them.
-                        let Some(mut place) = self.places.remove(&cgroup) else {
-                            continue;
-                        };
-                        if let Some(job) = self.act(&mut place, observation) {
-                            enrolling.push(cgroup.clone());
-                            jobs.push(job);
-                        }
-                        self.places.insert(cgroup, place);
-                    }
+        loop {
+            tokio::select! {
+                change = changed(self.watches.as_mut()) => {
+                    let concerned = self.concerned(change);
+                    next.extend(self.tag_changed(concerned));
                 }
-                Ok(Done::Listening {
-                    cgroup,
-                    id,
-                    netns,
-                    listeners,
-                }) => {
+                () = heard(&mut self.sources.wanted, &mut self.sources.wanted_live) => next.extend(self.heed()),
+                done = jobs.next() => match done {
+                    None => break,
+                    Some(Ok(done)) => self.finish(done, &mut jobs, &mut enrolling, &mut next),
+                    Some(Err(error)) => error!(%error, "the pods could not be looked at"),
+                },
+            }
+        }
+        let now = Instant::now();
+        self.chores
+            .extend(next.into_iter().map(|cgroup| (now, Chore::Visit, cgroup)));
+        // After them all: it can wait, and what can't is done.
+        self.sever(enrolling);
+    }
+
+    /// Does what a job's outcome calls for. `next` are pods to be visited again, for they have changed since it began.
+    fn finish(&mut self, done: Done, jobs: &mut Jobs, enrolling: &mut Vec<PathBuf>, next: &mut BTreeSet<PathBuf>) {
+        match done {
+            Done::Looked(looks) => {
+                for (cgroup, observation) in looks {
+                    // Not wanted any more.
                     let Some(mut place) = self.places.remove(&cgroup) else {
                         continue;
                     };
+                    // What was seen may be older than what is tagged.
+                    let is_old = next.contains(&cgroup) && observation.cgroup() != place.state.tagged();
+                    if !is_old && let Some(job) = self.act(&mut place, observation) {
+                        enrolling.push(cgroup.clone());
+                        jobs.push(job);
+                    }
+                    self.places.insert(cgroup, place);
+                }
+            }
+            Done::Listening {
+                cgroup,
+                id,
+                netns,
+                listeners,
+            } => {
+                let Some(mut place) = self.places.remove(&cgroup) else {
+                    return;
+                };
+                if matches!(place.state, State::Tagged { id: tagged, .. } if tagged == id) {
                     let enrolled = listeners
                         .map_err(|error| error.to_string())
                         .and_then(|listeners| self.open(&mut place, id, netns, listeners));
-                    self.settle(&mut place, enrolled);
-                    self.places.insert(cgroup, place);
+                    self.settle(&mut place, id, enrolled);
+                } else {
+                    next.insert(cgroup.clone());
                 }
-                Err(error) => error!(%error, "the pods could not be looked at"),
+                self.places.insert(cgroup, place);
             }
         }
-        // After them all: it can wait, and what can't is done.
-        self.sever(enrolling);
     }
 
     /// Says so when sockets of other namespaces than the enrolled were refused.
@@ -365,8 +434,8 @@ impl Enroller {
                 let step = plan::step(known, Seen::Inhabited(id, &ids));
                 (step, Some(id), namespaces.into_iter().next())
             }
-            Observation::Failed { id, error } => {
-                if let Some(id) = id
+            Observation::Failed { cgroup, error } => {
+                if let Cgroup::Known(id) = cgroup
                     && place.state.tagged() != Some(id)
                 {
                     self.close(place);
@@ -374,7 +443,7 @@ impl Enroller {
                     self.tag(place, id);
                 }
                 self.changed = true;
-                place.fail(error);
+                place.fail(error, cgroup);
                 return None;
             }
         };
@@ -402,7 +471,7 @@ impl Enroller {
     }
 
     /// Sees to what comes after a pod was enrolled, or wasn't.
-    fn settle(&mut self, place: &mut Place, enrolled: Result<(), String>) {
+    fn settle(&mut self, place: &mut Place, id: CgroupId, enrolled: Result<(), String>) {
         let now = Instant::now();
         let mut revisit = |delay: &Duration| {
             self.chores
@@ -416,7 +485,7 @@ impl Enroller {
             Err(error) => {
                 SETTLING.get(place.failures).into_iter().for_each(&mut revisit);
                 place.failures += 1;
-                place.fail(error);
+                place.fail(error, Cgroup::Known(id));
             }
         }
         self.changed = true;

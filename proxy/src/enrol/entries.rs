@@ -11,10 +11,10 @@ use understudy_common::PodEntry;
 use super::{
     Leftovers,
     accept::Post,
-    enroller::{Enroller, Sources},
+    enroller::Enroller,
     heartbeat,
     netns::{Listeners, NetnsId},
-    place::{Place, State},
+    place::{Cgroup, Place, State},
 };
 use crate::{
     kernel::MapError,
@@ -23,15 +23,17 @@ use crate::{
 
 impl Enroller {
     /// Puts in force what the sources say now.
-    pub(super) async fn begin(&mut self, sources: &mut Sources) {
-        let first = sources.wanted.borrow_and_update().clone();
-        let leftovers = *sources.leftovers.borrow_and_update();
+    pub(super) async fn begin(&mut self) {
+        let first = self.sources.wanted.borrow_and_update().clone();
+        let leftovers = *self.sources.leftovers.borrow_and_update();
         let new = self.want(&first);
         if self.kernel.succeeds() {
             // The other agent serves until each entry is replaced, and none is taken away before.
-            self.adopt_present();
+            self.adopting = true;
+            self.tag_present(&new);
             self.beating = Some(heartbeat::start(Arc::clone(&self.kernel)));
             self.visit(new).await;
+            self.adopting = false;
             self.replace_entries();
             self.settle_leftovers(leftovers);
         } else {
@@ -58,35 +60,40 @@ impl Enroller {
                 match root.descend(cgroup) {
                     Ok(directory) => self.tag(&mut place, directory.id()),
                     Err(error) if error.is_absent() => {}
-                    Err(error) => place.state = State::Failed(error.to_string()),
+                    Err(error) => {
+                        place.state = State::Failed {
+                            error: error.to_string(),
+                            cgroup: Cgroup::after(&error),
+                        };
+                    }
                 }
             }
             self.places.insert(cgroup.clone(), place);
         }
     }
 
-    /// As [`tag_present`](Self::tag_present), but what is tagged already stays as it is.
-    fn adopt_present(&mut self) {
-        let tagged: BTreeSet<u64> = match self.kernel.pods() {
-            Ok(pods) => pods.into_iter().map(|(id, _)| id.0).collect(),
-            Err(error) => {
-                error!(%error, "the other agent's pods are refused until they are enrolled");
-                BTreeSet::new()
-            }
-        };
+    /// Tags what has appeared at these places, or has taken the place of what was tagged there. Returns those that are
+    /// to be visited: all of them.
+    pub(super) fn tag_changed(&mut self, cgroups: BTreeSet<PathBuf>) -> BTreeSet<PathBuf> {
         let root = Arc::clone(&self.root);
-        for place in self.places.values_mut() {
-            if let Ok(directory) = root.descend(&place.wanted.cgroup)
-                && tagged.contains(&directory.id().0)
-            {
-                place.state = State::Tagged {
-                    id: directory.id(),
-                    error: None,
-                };
+        for cgroup in &cgroups {
+            let Some(mut place) = self.places.remove(cgroup) else {
+                continue;
+            };
+            let tagged = place.state.tagged();
+            if let Some(watches) = self.watches.as_mut().filter(|_| tagged.is_none()) {
+                watches.follow(cgroup);
             }
+            if let Ok(directory) = root.descend(cgroup)
+                && tagged != Some(directory.id())
+            {
+                self.close(&mut place);
+                self.untag(&mut place);
+                self.tag(&mut place, directory.id());
+            }
+            self.places.insert(cgroup.clone(), place);
         }
-        let rest: Vec<PathBuf> = self.places.keys().cloned().collect();
-        self.tag_present(&rest);
+        cgroups
     }
 
     /// What couldn't be enrolled mustn't name the other agent's listeners, which will close.
@@ -99,20 +106,19 @@ impl Enroller {
             next += 1;
             if let Err(error) = self.kernel.set_pod(id, &PodEntry::without_listener(next)) {
                 error!(%error, pod = %place.wanted.name, "the kernel programs still know another agent's listener");
-                place.fail(error.to_string());
+                place.fail(error.to_string(), Cgroup::Known(id));
             }
         }
         self.next_enrolment = next;
     }
 
     /// Pods that an earlier agent tagged and nobody wants. The listeners that their entries name are gone, or will be.
-    pub(super) fn settle_leftovers(&self, leftovers: Leftovers) {
-        let known: BTreeSet<u64> = self
-            .places
-            .values()
-            .filter_map(|place| place.state.tagged())
-            .map(|id| id.0)
-            .collect();
+    /// While a wanted pod's cgroup can't be opened, any of them may be that pod's: they are refused until it can.
+    pub(super) fn settle_leftovers(&mut self, leftovers: Leftovers) {
+        let hidden = self.places.values().any(|place| place.state.is_hidden());
+        self.untag_later = hidden && leftovers == Leftovers::Untag;
+        let leftovers = if hidden { Leftovers::Refuse } else { leftovers };
+        let known = self.own();
         let settle = || -> Result<(), MapError> {
             for (id, entry) in self.kernel.pods()? {
                 if known.contains(&id.0) {
@@ -144,15 +150,37 @@ impl Enroller {
         }
     }
 
+    /// Untags what couldn't be while a wanted pod's cgroup was hidden.
+    pub(super) fn settle_delayed(&mut self) {
+        if self.untag_later && !self.places.values().any(|place| place.state.is_hidden()) {
+            self.settle_leftovers(Leftovers::Untag);
+        }
+    }
+
+    /// The cgroups that are wanted pods', as far as is known.
+    pub(super) fn own(&self) -> BTreeSet<u64> {
+        let own = self.places.values().filter_map(|place| place.state.own());
+        own.map(|id| id.0).collect()
+    }
+
     /// Makes an entry without listeners: connects to the API server are refused.
     pub(super) fn tag(&mut self, place: &mut Place, id: CgroupId) {
         let entry = PodEntry::without_listener(self.enrolment());
         self.changed = true;
-        place.state = match self.kernel.set_pod(id, &entry) {
+        let tagged = if self.adopting || self.tenure.has_yielded() {
+            // The other agent's entry may have a listener that serves.
+            self.kernel.add_pod(id, &entry)
+        } else {
+            self.kernel.set_pod(id, &entry)
+        };
+        place.state = match tagged {
             Ok(()) => State::Tagged { id, error: None },
             Err(error) => {
                 error!(%error, pod = %place.wanted.name, "the pod can't be tagged");
-                State::Failed(error.to_string())
+                State::Failed {
+                    error: error.to_string(),
+                    cgroup: Cgroup::Known(id),
+                }
             }
         };
     }
@@ -222,6 +250,9 @@ impl Enroller {
 
     pub(super) fn untag(&mut self, place: &mut Place) {
         let Some(id) = place.state.tagged() else { return };
+        if self.tenure.has_yielded() {
+            self.released.insert(id.0);
+        }
         if let Err(error) = self.kernel.remove_pod(id) {
             error!(%error, pod = %place.wanted.name, "the pod stays tagged, and refused");
         }

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use super::netns::Netns;
+use super::{netns::Netns, place::Cgroup};
 use crate::{
     kernel::cgroup::{CgroupDir, CgroupError, CgroupRoot},
     pod::CgroupId,
@@ -25,21 +25,35 @@ pub(super) enum Observation {
     },
     /// It can't be looked at, or not into it.
     Failed {
-        /// The cgroup, where that much is known: it is tagged all the same (invariant 1).
-        id: Option<CgroupId>,
+        /// The cgroup. Where it is known which it is, it is tagged all the same (invariant 1).
+        cgroup: Cgroup,
         /// Why.
         error: String,
     },
 }
 
+impl Observation {
+    /// The cgroup that was seen.
+    pub(super) fn cgroup(&self) -> Option<CgroupId> {
+        match self {
+            Self::Absent => None,
+            Self::Empty(directory) | Self::Inhabited { directory, .. } => Some(directory.id()),
+            Self::Failed { cgroup, .. } => match cgroup {
+                Cgroup::Known(id) => Some(*id),
+                Cgroup::None | Cgroup::Hidden => None,
+            },
+        }
+    }
+}
+
 /// Looks at a pod's cgroup.
 pub(super) fn observe(root: &CgroupRoot, relative: &Path) -> Observation {
-    let failed = |id, error: CgroupError| {
+    let failed = |cgroup, error: CgroupError| {
         if error.is_absent() {
             Observation::Absent
         } else {
             Observation::Failed {
-                id,
+                cgroup,
                 error: error.to_string(),
             }
         }
@@ -47,9 +61,9 @@ pub(super) fn observe(root: &CgroupRoot, relative: &Path) -> Observation {
     match root.descend(relative) {
         Ok(directory) => {
             let id = directory.id();
-            inhabitants(directory).unwrap_or_else(|error| failed(Some(id), error))
+            inhabitants(directory).unwrap_or_else(|error| failed(Cgroup::Known(id), error))
         }
-        Err(error) => failed(None, error),
+        Err(error) => failed(Cgroup::after(&error), error),
     }
 }
 
@@ -62,7 +76,7 @@ fn inhabitants(directory: CgroupDir) -> Result<Observation, CgroupError> {
         // The kernel shows 0 for what it can't name here.
         let text = "its processes are in another PID namespace than the agent: give the agent's pod hostPID";
         return Ok(Observation::Failed {
-            id: Some(directory.id()),
+            cgroup: Cgroup::Known(directory.id()),
             error: text.to_owned(),
         });
     }

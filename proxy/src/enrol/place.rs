@@ -6,7 +6,10 @@ use tracing::warn;
 use understudy_common::PodEntry;
 
 use super::{PodState, PodStatus, netns::NetnsId, plan::Known};
-use crate::pod::{CgroupId, EnrolledPod, WantedPod};
+use crate::{
+    kernel::cgroup::CgroupError,
+    pod::{CgroupId, EnrolledPod, WantedPod},
+};
 
 /// One wanted pod.
 #[derive(Debug)]
@@ -30,7 +33,31 @@ pub(super) enum State {
         entry: PodEntry,
         netns: NetnsId,
     },
-    Failed(String),
+    Failed {
+        error: String,
+        cgroup: Cgroup,
+    },
+}
+
+/// What is known of the cgroup of a pod that couldn't be tagged: an earlier agent may have tagged it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cgroup {
+    /// It can have none: its path is none of a cgroup.
+    None,
+    /// Which it is.
+    Known(CgroupId),
+    /// It couldn't be opened.
+    Hidden,
+}
+
+impl Cgroup {
+    /// What an error in opening it tells.
+    pub(super) fn after(error: &CgroupError) -> Self {
+        match error {
+            CgroupError::Path(_) | CgroupError::TooDeep(_) => Self::None,
+            _ => Self::Hidden,
+        }
+    }
 }
 
 impl Place {
@@ -45,10 +72,10 @@ impl Place {
     }
 
     /// Keeps the tag, as long as there is one, and remembers the error.
-    pub(super) fn fail(&mut self, error: String) {
+    pub(super) fn fail(&mut self, error: String, cgroup: Cgroup) {
         warn!(pod = %self.wanted.name, error, "the pod can't be enrolled");
         match &mut self.state {
-            State::Absent | State::Failed(_) => self.state = State::Failed(error),
+            State::Absent | State::Failed { .. } => self.state = State::Failed { error, cgroup },
             State::Tagged { error: last, .. } => *last = Some(error),
             State::Enrolled { .. } => {}
         }
@@ -59,7 +86,7 @@ impl State {
     /// As far as deciding needs it.
     pub(super) fn known(&self) -> Known {
         match self {
-            Self::Absent | Self::Failed(_) => Known::Nothing,
+            Self::Absent | Self::Failed { .. } => Known::Nothing,
             Self::Tagged { id, .. } => Known::Tagged(*id),
             Self::Enrolled { pod, netns, .. } => Known::Enrolled(pod.cgroup_id, *netns),
         }
@@ -68,7 +95,7 @@ impl State {
     /// A look succeeded: what failed before is no longer so.
     pub(super) fn forget_error(&mut self) {
         match self {
-            Self::Failed(_) => *self = Self::Absent,
+            Self::Failed { .. } => *self = Self::Absent,
             Self::Tagged { error, .. } => *error = None,
             Self::Absent | Self::Enrolled { .. } => {}
         }
@@ -82,11 +109,33 @@ impl State {
         }
     }
 
+    /// The cgroup that is its own, tagged or not.
+    pub(super) fn own(&self) -> Option<CgroupId> {
+        match self {
+            Self::Failed {
+                cgroup: Cgroup::Known(id),
+                ..
+            } => Some(*id),
+            _ => self.tagged(),
+        }
+    }
+
+    /// Whether it may be any of the cgroups that somebody tagged.
+    pub(super) fn is_hidden(&self) -> bool {
+        matches!(
+            self,
+            Self::Failed {
+                cgroup: Cgroup::Hidden,
+                ..
+            }
+        )
+    }
+
     fn public(&self) -> PodState {
         match self {
             Self::Absent => PodState::Absent,
             Self::Tagged { id, error: None } => PodState::Waiting(*id),
-            Self::Tagged { error: Some(error), .. } | Self::Failed(error) => PodState::Failed(error.clone()),
+            Self::Tagged { error: Some(error), .. } | Self::Failed { error, .. } => PodState::Failed(error.clone()),
             Self::Enrolled { pod, .. } => PodState::Enrolled(pod.cgroup_id),
         }
     }

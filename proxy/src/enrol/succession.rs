@@ -1,12 +1,9 @@
 //! The enroller's part in handing the node over to the next agent: from being in charge, by way of having yielded,
 //! to retirement. Where the next one comes to nothing before it has taken over, all goes on as before.
 
-use std::{ops::RangeInclusive, time::Duration};
+use std::{ops::RangeInclusive, path::PathBuf, time::Duration};
 
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep},
-};
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use understudy_common::PodEntry;
@@ -17,7 +14,7 @@ use super::{
     place::State,
     steward::{GRACE, LONGEST_GRACE, Order, Request, StewardError},
 };
-use crate::kernel::MapError;
+use crate::{kernel::MapError, pod::CgroupId};
 
 /// How often it is looked whether the listeners may close.
 const LOOK: Duration = Duration::from_millis(100);
@@ -50,6 +47,11 @@ impl Tenure {
         self.stage == Stage::InCharge
     }
 
+    /// Whether another agent is about to take over.
+    pub(super) fn has_yielded(&self) -> bool {
+        self.stage == Stage::Yielded
+    }
+
     /// Whether the listeners may close at any time: no entry names them, or it can be seen to that none does.
     pub(super) fn may_end(&self) -> bool {
         matches!(self.stage, Stage::InCharge | Stage::Retired)
@@ -66,7 +68,7 @@ impl Tenure {
 
 impl Enroller {
     /// Carries out an order, or says why not.
-    pub(super) async fn obey(&mut self, (order, done): Request, leftovers: &watch::Receiver<Leftovers>) {
+    pub(super) async fn obey(&mut self, (order, done): Request) {
         let outcome = match (order, self.tenure.stage) {
             (Order::Yield, Stage::InCharge) => {
                 self.kernel.yield_up();
@@ -74,10 +76,7 @@ impl Enroller {
                 info!("another agent is about to take over: the kernel side is left to it");
                 Ok(())
             }
-            (Order::Resume, Stage::Yielded) => {
-                let leftovers = *leftovers.borrow();
-                self.resume(leftovers).await
-            }
+            (Order::Resume, Stage::Yielded) => self.resume().await,
             (Order::Retire, Stage::Yielded) => {
                 info!("another agent has taken over");
                 self.tenure.stage = Stage::Retiring(Instant::now());
@@ -89,24 +88,43 @@ impl Enroller {
         let _gone = done.send(outcome);
     }
 
-    /// The next agent came to nothing. It may have replaced some entries, or all.
-    async fn resume(&mut self, leftovers: Leftovers) -> Result<(), StewardError> {
+    /// The next agent came to nothing. It may have replaced some entries, or all, and made some of pods that this one
+    /// hasn't heard of yet: what isn't known is refused, and let go only where it was this agent that knew it and let
+    /// it go.
+    async fn resume(&mut self) -> Result<(), StewardError> {
         self.kernel.resume()?;
         self.tenure.stage = Stage::InCharge;
         warn!("the other agent came to nothing: this one goes on");
+        let now = self.sources.wanted.borrow_and_update().clone();
+        self.want(&now);
         for place in self.places.values() {
             let (id, entry) = match &place.state {
                 State::Enrolled { pod, entry, .. } => (pod.cgroup_id, *entry),
                 State::Tagged { id, .. } => (*id, PodEntry::without_listener(self.next_enrolment)),
-                State::Absent | State::Failed(_) => continue,
+                State::Absent | State::Failed { .. } => continue,
             };
             if let Err(error) = self.kernel.set_pod(id, &entry) {
                 error!(%error, pod = %place.wanted.name, "the pod's entry is the other agent's, which is gone");
             }
         }
-        self.settle_leftovers(leftovers);
+        let all: Vec<PathBuf> = self.places.keys().cloned().collect();
+        self.tag_present(&all);
+        self.settle_leftovers(Leftovers::Refuse);
+        self.let_go_of_released();
         self.visit_all().await;
         Ok(())
+    }
+
+    /// What nobody wanted any more, and another agent's entries still name.
+    fn let_go_of_released(&mut self) {
+        let own = self.own();
+        for id in std::mem::take(&mut self.released) {
+            if !own.contains(&id)
+                && let Err(error) = self.kernel.remove_pod(CgroupId(id))
+            {
+                error!(%error, cgroup_id = id, "the pod stays tagged, and refused");
+            }
+        }
     }
 
     /// Closes the listeners once nothing is turned to them any more.

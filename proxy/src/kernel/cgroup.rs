@@ -41,6 +41,13 @@ pub enum CgroupError {
          root; in a container, mount the node's /sys/fs/cgroup (hostPath)"
     )]
     NoPods(PathBuf),
+    /// Which of them is the pods' can't be told.
+    #[error(
+        "more than one pods' cgroup tree, and not one alone has processes in it ({}): give --cgroup-root the root of the \
+         kubelet's",
+        list(.0)
+    )]
+    Ambiguous(Vec<PathBuf>),
     /// A pod's cgroup must lie under the root.
     #[error("{0:?} is not a path below the cgroup root: give it relative, without '.' and '..'")]
     Path(PathBuf),
@@ -81,15 +88,48 @@ const PODS: [&str; 4] = [
 /// at `/sys/fs/cgroup`, and the node's where the node's directory is mounted.
 ///
 /// # Errors
-/// Where there is none, or no cgroup v2.
+/// Where there is none, or more than one that may be it, or no cgroup v2.
 pub fn pods_root() -> Result<PathBuf, CgroupError> {
     let points = mount_points()?;
-    pods_below(&points).ok_or_else(|| CgroupError::NoPods(points.into_iter().next().unwrap_or_default()))
+    pods_below(&points)?.ok_or_else(|| CgroupError::NoPods(points.into_iter().next().unwrap_or_default()))
 }
 
-fn pods_below(points: &[PathBuf]) -> Option<PathBuf> {
-    let candidates = points.iter().flat_map(|point| PODS.map(|name| point.join(name)));
-    candidates.into_iter().find(|path| path.is_dir())
+/// A node whose kubelet has changed its cgroup driver has the tree of the old one still, empty.
+fn pods_below(points: &[PathBuf]) -> Result<Option<PathBuf>, CgroupError> {
+    let mut candidates: Vec<((u64, u64), PathBuf)> = Vec::new();
+    for path in points.iter().flat_map(|point| PODS.map(|name| point.join(name))) {
+        // One tree may be seen through several mounts.
+        if let Ok(found) = std::fs::metadata(&path)
+            && found.is_dir()
+            && candidates.iter().all(|(id, _)| *id != (found.dev(), found.ino()))
+        {
+            candidates.push(((found.dev(), found.ino()), path));
+        }
+    }
+    let mut candidates: Vec<PathBuf> = candidates.into_iter().map(|(_, path)| path).collect();
+    if candidates.len() > 1 {
+        let populated: Vec<PathBuf> = candidates.iter().filter(|path| is_populated(path)).cloned().collect();
+        if populated.len() != 1 {
+            return Err(CgroupError::Ambiguous(candidates));
+        }
+        candidates = populated;
+    }
+    Ok(candidates.into_iter().next())
+}
+
+/// Whether a process lives in the cgroup at this path or below, as far as can be read.
+#[must_use]
+pub fn is_populated(path: &Path) -> bool {
+    std::fs::read_to_string(path.join("cgroup.events")).is_ok_and(|events| says_populated(&events))
+}
+
+fn says_populated(events: &str) -> bool {
+    events.lines().any(|line| line == "populated 1")
+}
+
+fn list(paths: &[PathBuf]) -> String {
+    let paths: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+    paths.join(", ")
 }
 
 /// Finds the mount point of cgroup v2, in the unified layout (`/sys/fs/cgroup`) or the hybrid one
@@ -234,7 +274,7 @@ impl CgroupDir {
     /// # Errors
     /// Where the cgroup is gone ([`CgroupError::is_absent`]) or can't be read.
     pub fn is_populated(&self) -> Result<bool, CgroupError> {
-        Ok(self.read("cgroup.events")?.lines().any(|line| line == "populated 1"))
+        Ok(says_populated(&self.read("cgroup.events")?))
     }
 
     /// The processes in it, those below not included.
@@ -363,8 +403,34 @@ mod tests {
         for name in made {
             std::fs::create_dir_all(node.join(name)).unwrap();
         }
-        let found = pods_below(&[own, node.clone()]);
+        let found = pods_below(&[own, node.clone()]).unwrap();
         assert_eq!(found, expected.map(|name| node.join(name)));
+    }
+
+    #[rstest]
+    #[case::the_driver_was_changed(&[("kubepods", false), ("kubepods.slice", true)], Some("kubepods.slice"))]
+    #[case::and_back(&[("kubepods", true), ("kubepods.slice", false)], Some("kubepods"))]
+    #[case::alone(&[("kubepods.slice", false)], Some("kubepods.slice"))]
+    #[case::both(&[("kubepods", true), ("kubelet/kubepods", true), ("kubepods.slice", false)], None)]
+    #[case::neither(&[("kubepods", false), ("kubepods.slice", false)], None)]
+    fn of_several_trees_the_one_with_processes_counts(#[case] made: &[(&str, bool)], #[case] expected: Option<&str>) {
+        let tree = tempfile::tempdir().unwrap();
+        for (name, populated) in made {
+            std::fs::create_dir_all(tree.path().join(name)).unwrap();
+            let events = format!("populated {}\nfrozen 0\n", u8::from(*populated));
+            std::fs::write(tree.path().join(name).join("cgroup.events"), events).unwrap();
+        }
+        // The same through another mount.
+        let again = tree.path().join("../").join(tree.path().file_name().unwrap());
+        match (pods_below(&[tree.path().to_owned(), again]), expected) {
+            (Ok(found), Some(name)) => assert_eq!(found, Some(tree.path().join(name))),
+            (Err(error @ CgroupError::Ambiguous(_)), None) => {
+                let text = error.to_string();
+                assert!(text.contains("--cgroup-root"), "{text}");
+                assert!(made.iter().all(|(name, _)| text.contains(name)), "{text}");
+            }
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]

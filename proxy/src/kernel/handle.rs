@@ -17,6 +17,8 @@ use understudy_common::{Endpoint, FLOW_LIFETIME_NS, FlowKey, FlowRecord, Heartbe
 use super::{Counters, MapError, PinError, boot_ns, pins::Pins};
 use crate::pod::{CgroupId, ClientAddr, NetnsCookie, OriginalDst};
 
+/// `linux/bpf.h`: an element is made, and none replaced.
+const BPF_NOEXIST: u64 = 1;
 /// How many records a sweep looks at.
 const SWEEP_LIMIT: usize = 1 << 17;
 
@@ -108,7 +110,7 @@ fn ignore_absent(result: Result<(), aya::maps::MapError>) -> Result<bool, aya::m
 }
 
 /// The agent that has yielded reads, takes the flows of its own listeners, and beats; of the rest of what follows it
-/// writes nothing, and that is no error. Another agent writes it.
+/// writes nothing, and that is no error. Another agent writes it. But it [adds](Kernel::add_pod) what isn't there.
 impl Kernel {
     /// Tags a pod, or replaces its entry, in one step.
     ///
@@ -117,6 +119,22 @@ impl Kernel {
     pub fn set_pod(&self, pod: CgroupId, entry: &PodEntry) -> Result<(), MapError> {
         self.if_in_charge(|| lock(&self.pods).insert(pod.0, entry, 0))
             .map_err(MapError::of(map::PODS))
+    }
+
+    /// Tags a pod that isn't tagged, and leaves the entry of one that is as it stands. Also an agent that has yielded
+    /// may: until the next one has looked around, a pod that appears would go straight through.
+    ///
+    /// # Errors
+    /// Where the map can't be written, being full for one.
+    pub fn add_pod(&self, pod: CgroupId, entry: &PodEntry) -> Result<(), MapError> {
+        match lock(&self.pods).insert(pod.0, entry, BPF_NOEXIST) {
+            Err(aya::maps::MapError::SyscallError(error))
+                if error.io_error.kind() == std::io::ErrorKind::AlreadyExists =>
+            {
+                Ok(())
+            }
+            added => added.map_err(MapError::of(map::PODS)),
+        }
     }
 
     /// Stops writing, and gives the pin directory up to another agent.

@@ -42,6 +42,23 @@ pub fn register_counts(
     }));
 }
 
+/// Enters gauges of ours, one for each value of `label`; else as [`register_counts`].
+pub fn register_gauges(
+    registry: &mut Registry,
+    name: &'static str,
+    help: &'static str,
+    label: &'static str,
+    read: impl Fn() -> Vec<(&'static str, i64)> + Send + Sync + 'static,
+) {
+    let ours = registry.sub_registry_with_prefix(PREFIX);
+    ours.register_collector(Box::new(Gauges {
+        name,
+        help,
+        label,
+        read,
+    }));
+}
+
 struct Asked<F> {
     name: &'static str,
     help: &'static str,
@@ -84,6 +101,31 @@ impl<F: Fn() -> Vec<(&'static str, u64)> + Send + Sync + 'static> Collector for 
 impl<F> fmt::Debug for Counts<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Counts({})", self.name)
+    }
+}
+
+struct Gauges<F> {
+    name: &'static str,
+    help: &'static str,
+    label: &'static str,
+    read: F,
+}
+
+impl<F: Fn() -> Vec<(&'static str, i64)> + Send + Sync + 'static> Collector for Gauges<F> {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let kind = ConstGauge::new(0i64).metric_type();
+        let mut family = encoder.encode_descriptor(self.name, self.help, None, kind)?;
+        for (value, number) in (self.read)() {
+            let labels = [(self.label, value)];
+            ConstGauge::new(number).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}
+
+impl<F> fmt::Debug for Gauges<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Gauges({})", self.name)
     }
 }
 

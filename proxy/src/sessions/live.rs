@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -79,15 +80,23 @@ impl LiveSession {
         })
     }
 
-    /// The token to send now.
+    /// The token to send at this moment.
     ///
     /// # Errors
     /// If there is none: unreadable, or expired.
-    pub fn token(&self) -> Result<BearerToken, CredentialError> {
-        match &self.credential {
-            Credential::Inline(token) => Ok(token.clone()),
-            Credential::File(file) => file.current(),
-            Credential::Watched(found) => found.borrow().clone(),
+    pub fn token(&self, now: Timestamp) -> Result<BearerToken, CredentialError> {
+        let token = match &self.credential {
+            // It judges the time itself.
+            Credential::File(file) => return file.current(),
+            Credential::Inline(token) => token.clone(),
+            Credential::Watched(found) => found.borrow().clone()?,
+        };
+        match token.expiry() {
+            Some(expiry) if expiry <= now => Err(CredentialError::Outlived {
+                session: self.id.to_string(),
+                expiry,
+            }),
+            _ => Ok(token),
         }
     }
 

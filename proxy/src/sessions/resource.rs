@@ -222,7 +222,7 @@ pub struct NodeStatus {
     /// Requests and streams open there.
     #[serde(default)]
     pub connections: i64,
-    /// When a request last came there.
+    /// When it was last used there or, before that, came into force there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_used: Option<Time>,
 }
@@ -236,7 +236,7 @@ pub fn definition() -> Result<String, serde_saphyr::ser::Error> {
 }
 
 impl NodeStatus {
-    /// When a request last came there.
+    /// When it was last used there or, before that, came into force there.
     #[must_use]
     pub fn last_used(&self) -> Option<Timestamp> {
         self.last_used.as_ref().map(|time| time.0)

@@ -104,7 +104,7 @@ impl Snapshot {
                 expires_at: standing.terms.expires_at,
                 acts_as: standing.terms.acts_as.as_deref().map(str::to_owned),
                 connections: usage.map_or(0, |usage| usage.connections()),
-                last_used: usage.and_then(|usage| usage.last_used(now, standing.terms.idle_timeout)),
+                last_used: usage.map(|usage| usage.last_used(now, standing.terms.idle_timeout)),
             }
         })
     }
@@ -139,7 +139,7 @@ pub struct Report {
     pub acts_as: Option<String>,
     /// Requests and streams open under it on this node.
     pub connections: usize,
-    /// When a request last came under it on this node.
+    /// When a request last came under it on this node or, before that, when it came into force.
     pub last_used: Option<Timestamp>,
 }
 

@@ -18,7 +18,8 @@ pub struct Usage(Mutex<Counted>);
 #[derive(Debug)]
 struct Counted {
     open: usize,
-    last: Option<Timestamp>,
+    /// When it was last used or, before that, came into force.
+    last: Timestamp,
     /// Since when it is unused, by the time of day and by a clock that doesn't jump, and how long it already was then.
     unused: Timestamp,
     from: Instant,
@@ -33,15 +34,14 @@ pub struct Open {
 }
 
 impl Usage {
-    /// A session that comes into force `now`, and of which its source says when it was last used. What can't be yet is
-    /// taken for not said.
+    /// A session that comes into force `now`, and of which its source says when it was last used or, before that, came
+    /// into force. What can't be yet is taken for not said.
     #[must_use]
     pub fn starting(now: Timestamp, last: Option<Timestamp>) -> Arc<Self> {
-        let last = last.filter(|last| *last <= now);
-        let unused = last.unwrap_or(now);
+        let unused = last.filter(|last| *last <= now).unwrap_or(now);
         Arc::new(Self(Mutex::new(Counted {
             open: 0,
-            last,
+            last: unused,
             unused,
             from: Instant::now(),
             already: between(unused, now),
@@ -88,17 +88,18 @@ impl Usage {
         self.counted().open
     }
 
-    /// When something last came or ended. While something is open under a session that may go idle, an hour hand that
+    /// When something last came or ended or, before that, when it came into force: an agent that starts anew goes on from
+    /// there with a session that was never used, too. While something is open under a session that may go idle, an hour hand that
     /// goes on in steps of a quarter of `idle_timeout`: whoever starts after us counts from there.
     #[must_use]
-    pub fn last_used(&self, now: Timestamp, idle_timeout: Option<Duration>) -> Option<Timestamp> {
+    pub fn last_used(&self, now: Timestamp, idle_timeout: Option<Duration>) -> Timestamp {
         let counted = self.counted();
         let step = idle_timeout.map_or(0, |timeout| (timeout / 4).as_secs().cast_signed());
         if counted.open == 0 || step == 0 {
             return counted.last;
         }
-        let stepped = Timestamp::from_second(now.as_second() - now.as_second().rem_euclid(step)).ok();
-        counted.last.max(stepped)
+        let stepped = Timestamp::from_second(now.as_second() - now.as_second().rem_euclid(step));
+        counted.last.max(stepped.unwrap_or(counted.last))
     }
 
     fn counted(&self) -> MutexGuard<'_, Counted> {
@@ -109,7 +110,7 @@ impl Usage {
 
 impl Counted {
     fn used(&mut self, now: Timestamp) {
-        self.last = Some(now);
+        self.last = now;
         self.unused = now;
         self.from = Instant::now();
         self.already = Duration::ZERO;
@@ -147,7 +148,7 @@ mod tests {
         let usage = Usage::starting(clock.now(), None);
         tokio::time::advance(Duration::from_secs(5)).await;
         assert_eq!(usage.idle_for(clock.now()), Duration::from_secs(5));
-        assert_eq!(usage.last_used(clock.now(), None), None);
+        assert_eq!(usage.last_used(clock.now(), None), start());
         let (one, other) = (usage.open(&clock), usage.open(&clock));
         tokio::time::advance(Duration::from_secs(5)).await;
         drop(one);
@@ -159,10 +160,7 @@ mod tests {
             (usage.idle_for(clock.now()), usage.connections()),
             (Duration::from_secs(2), 0)
         );
-        assert_eq!(
-            usage.last_used(clock.now(), None),
-            Some(start() + Duration::from_secs(15))
-        );
+        assert_eq!(usage.last_used(clock.now(), None), start() + Duration::from_secs(15));
     }
 
     #[tokio::test(start_paused = true)]
@@ -177,6 +175,16 @@ mod tests {
         assert_eq!(usage.idle_for(clock.now()), Duration::from_mins(5));
         usage.heard(clock.now(), clock.now() + Duration::from_mins(5));
         assert_eq!(usage.idle_for(clock.now()), Duration::from_mins(5));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_restart_does_not_renew_what_was_never_used() {
+        let clock = Clock::in_step_with_timers(start());
+        let first = Usage::starting(clock.now(), None);
+        tokio::time::advance(Duration::from_mins(10)).await;
+        let reported = first.last_used(clock.now(), Some(Duration::from_hours(1)));
+        let again = Usage::starting(clock.now(), Some(reported));
+        assert_eq!(again.idle_for(clock.now()), Duration::from_mins(10));
     }
 
     /// Invariant 5.
@@ -202,11 +210,8 @@ mod tests {
         let _open = usage.open(&clock);
         let timeout = Some(Duration::from_mins(8));
         tokio::time::advance(Duration::from_secs(119)).await;
-        assert_eq!(usage.last_used(clock.now(), timeout), Some(start()));
+        assert_eq!(usage.last_used(clock.now(), timeout), start());
         tokio::time::advance(Duration::from_secs(2)).await;
-        assert_eq!(
-            usage.last_used(clock.now(), timeout),
-            Some(start() + Duration::from_mins(2))
-        );
+        assert_eq!(usage.last_used(clock.now(), timeout), start() + Duration::from_mins(2));
     }
 }

@@ -36,6 +36,18 @@ async fn an_unknown_method_is_refused_with_nothing_sent() {
     assert_eq!(code, 403);
 }
 
+/// Its claims are `{"exp": 1}`: a second into 1970.
+#[tokio::test]
+async fn a_sessions_token_that_has_expired_is_not_sent() {
+    let stage = Stage::new(Terms::default(), |_| async { whole("") }).await;
+    let expired = serde_json::json!({"authMethod": "service-account-token", "token": "e30.eyJleHAiOjF9.c2ln"});
+    stage.declare(None).await;
+    stage.declare(Some(expired)).await;
+    let response = stage.http1().await.send_request(get1("/api")).await.unwrap();
+    assert_eq!(response.status(), 500);
+    assert_eq!(stage.seen.count(), 0);
+}
+
 #[tokio::test]
 async fn an_upstream_of_another_ca_gets_no_request() {
     let directory = tempfile::tempdir().unwrap();

@@ -62,11 +62,11 @@ impl Signer {
             .collect();
         kubelet_serving(&request, &usages).map_err(Refusal::Invalid)?;
         let asked = spec["expirationSeconds"].as_u64().map(Duration::from_secs);
-        let life = asked.map_or(self.longest, |asked| {
-            asked
-                .min(self.longest)
-                .max(Duration::from_secs(SHORTEST.unsigned_abs()))
-        });
+        let life = match asked {
+            // What may be asked for has a shortest; what is given without asking hasn't.
+            Some(asked) if asked < self.longest => asked.max(Duration::from_secs(SHORTEST.unsigned_abs())),
+            _ => self.longest,
+        };
         let since_epoch = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
         let now = rcgen::date_time_ymd(1970, 1, 1) + since_epoch;
         let params = &mut request.params;

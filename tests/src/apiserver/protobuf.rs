@@ -30,6 +30,8 @@ const METADATA: Kind = Kind::Message(&[
     (1, "name", Kind::Text),
     (2, "generateName", Kind::Text),
     (3, "namespace", Kind::Text),
+    (5, "uid", Kind::Text),
+    (6, "resourceVersion", Kind::Text),
     (11, "labels", TEXT_MAP),
     (12, "annotations", TEXT_MAP),
 ]);
@@ -41,6 +43,13 @@ const RESOURCE_ATTRIBUTES: Kind = Kind::Message(&[
     (5, "resource", Kind::Text),
     (6, "subresource", Kind::Text),
     (7, "name", Kind::Text),
+]);
+/// Without their times, which an approval may leave to the server.
+const CONDITION: Kind = Kind::Message(&[
+    (1, "type", Kind::Text),
+    (2, "reason", Kind::Text),
+    (3, "message", Kind::Text),
+    (6, "status", Kind::Text),
 ]);
 const PATH_ATTRIBUTES: Kind = Kind::Message(&[(1, "path", Kind::Text), (2, "verb", Kind::Text)]);
 
@@ -57,6 +66,27 @@ fn fields(kind: &str) -> Option<Fields> {
             (2, "data", Kind::MapOf(&Kind::Bytes)),
             (3, "type", Kind::Text),
             (4, "stringData", TEXT_MAP),
+        ],
+        // As `kubectl certificate approve` sends it: of the spec, only what a change must leave as it is.
+        "CertificateSigningRequest" => &[
+            (1, "metadata", METADATA),
+            (
+                2,
+                "spec",
+                Kind::Message(&[
+                    (1, "request", Kind::Bytes),
+                    (5, "usages", Kind::List(&Kind::Text)),
+                    (7, "signerName", Kind::Text),
+                ]),
+            ),
+            (
+                3,
+                "status",
+                Kind::Message(&[
+                    (1, "conditions", Kind::List(&CONDITION)),
+                    (2, "certificate", Kind::Bytes),
+                ]),
+            ),
         ],
         "SelfSubjectAccessReview" => &[
             (1, "metadata", METADATA),
@@ -227,6 +257,22 @@ mod tests {
                 "kind": "ConfigMap",
                 "metadata": {"name": "one", "namespace": "a"},
                 "data": {"k": "v"},
+            }))
+        );
+    }
+
+    #[test]
+    fn an_approval_is_read() {
+        let metadata = [field(1, b"one"), field(6, b"7")].concat();
+        let condition = [field(1, b"Approved"), field(4, &[]), field(6, b"True")].concat();
+        let raw = [field(1, &metadata), field(3, &field(1, &condition))].concat();
+        assert_eq!(
+            decode(&message("certificates.k8s.io/v1", "CertificateSigningRequest", &raw)),
+            Some(json!({
+                "apiVersion": "certificates.k8s.io/v1",
+                "kind": "CertificateSigningRequest",
+                "metadata": {"name": "one", "resourceVersion": "7"},
+                "status": {"conditions": [{"type": "Approved", "status": "True"}]},
             }))
         );
     }

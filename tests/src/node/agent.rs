@@ -379,7 +379,21 @@ impl Agent {
             .await
     }
 
-    async fn ready(mut self) -> Result<Self> {
+    /// What it answers where it is asked whether it is ready: what it waits for, where it isn't.
+    ///
+    /// # Errors
+    /// It couldn't be asked.
+    pub async fn readiness(&self) -> Result<String> {
+        let url = format!("http://{}/readyz", self.options.admin);
+        let asking = self.node.command(binaries::probe()?)?.args(["get", &url]);
+        Ok(asking.output().await?.text())
+    }
+
+    /// Waits until it is ready, after [`Agent::launch`].
+    ///
+    /// # Errors
+    /// It ends, or isn't ready within 30 seconds; the error holds the end of its log.
+    pub async fn ready(mut self) -> Result<Self> {
         let url = format!("http://{}/readyz", self.options.admin);
         let asking = self
             .node

@@ -212,8 +212,26 @@ impl Pod {
     /// # Errors
     /// The file can't be written.
     pub fn trust_also(&self, certificate: &str) -> Result<()> {
-        let bundle = format!("{}{certificate}", self.sandbox.inner.cluster_ca().certificate());
+        self.mount_ca(&format!(
+            "{}{certificate}",
+            self.sandbox.inner.cluster_ca().certificate()
+        ))
+    }
+
+    /// Makes `bundle` its ca.crt, as kubelet does with the `ConfigMap` that the pod mounts.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub fn mount_ca(&self, bundle: &str) -> Result<()> {
         fs::write(self.sandbox.files.join("serviceaccount/ca.crt"), bundle).context("writing the pod's ca.crt")
+    }
+
+    /// Its ca.crt.
+    ///
+    /// # Errors
+    /// It can't be read.
+    pub fn ca(&self) -> Result<String> {
+        fs::read_to_string(self.sandbox.files.join("serviceaccount/ca.crt")).context("reading the pod's ca.crt")
     }
 
     /// A command inside the pod.

@@ -316,3 +316,28 @@ fn cgroups(path: &Path) -> Result<BTreeSet<PathBuf>> {
     }
     Ok(all)
 }
+
+/// Invariant 1: its object is gone, its processes aren't.
+#[tokio::test]
+async fn a_pod_deleted_by_force_reaches_nothing_while_its_processes_live() -> Result<()> {
+    let cluster = Cluster::new().await?;
+    let pod = cluster.pod_in_session().await?;
+    let mark = cluster.api.mark().await?;
+    let delete = ["delete", "pod", "shell", "-n", "support", "--force", "--grace-period=0"];
+    cluster.api.admin(delete)?.stdout().await?;
+    eventually("it is refused", async || {
+        let output = curl_raw(&pod, PODS, &[]).await?;
+        Ok(output.stderr.contains(" 403").then_some(()))
+    })
+    .await?;
+    // Longer than a cgroup has to be missing, and than the question takes whether the label was taken off.
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(12) {
+        curl(&pod, PODS, &[]).await?.assert_status(403, "Forbidden");
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+    let powerless = cluster.powerless();
+    let seen = cluster.api.seen_since(mark).await?;
+    assert!(!seen.iter().any(|request| request.user == powerless), "{seen:?}");
+    Ok(())
+}

@@ -14,5 +14,6 @@ mod scale;
 mod secrets;
 mod sessions;
 mod streams;
+mod trust;
 mod upgrade;
 mod world;

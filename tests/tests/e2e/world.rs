@@ -110,6 +110,11 @@ pub(crate) fn no_answer(output: &Output) -> bool {
 /// Asks for `path` from inside `pod` with curl: by the service's name, with the pod's own token and ca.crt, no other
 /// flag that has to do with TLS.
 pub(crate) async fn curl_raw(pod: &Pod, path: &str, arguments: &[&str]) -> Result<Output> {
+    curl_at(pod, "kubernetes.default.svc", path, arguments).await
+}
+
+/// As [`curl_raw`], of the API server by another of its names, or an address and a port.
+pub(crate) async fn curl_at(pod: &Pod, host: &str, path: &str, arguments: &[&str]) -> Result<Output> {
     let curl = binaries::on_path("curl").context("curl is not on PATH: apt-get install curl")?;
     pod.command(curl)
         .args([
@@ -123,7 +128,7 @@ pub(crate) async fn curl_raw(pod: &Pod, path: &str, arguments: &[&str]) -> Resul
         .args(["--cacert", "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt"])
         .args(["--header", &format!("Authorization: Bearer {}", pod.token())])
         .args(arguments)
-        .arg(format!("https://kubernetes.default.svc{path}"))
+        .arg(format!("https://{host}{path}"))
         .output()
         .await
 }

@@ -24,6 +24,11 @@ impl Objects {
         Ok(Self(objects))
     }
 
+    /// Forgets those of a kind.
+    pub(crate) fn leave_out(&mut self, kind: &str) {
+        self.0.retain(|_, object| object["kind"] != kind);
+    }
+
     /// How many there are.
     pub(crate) fn len(&self) -> usize {
         self.0.len()

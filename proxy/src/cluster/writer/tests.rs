@@ -19,6 +19,7 @@ struct Stage {
     mock: Mock,
     status: Arc<Mutex<SessionStatus>>,
     refuses: Arc<Mutex<bool>>,
+    idle_timeout: Option<&'static str>,
 }
 
 impl Stage {
@@ -38,7 +39,12 @@ impl Stage {
                 Answer::json(200, asked.body.clone())
             }
         });
-        Self { mock, status, refuses }
+        Self {
+            mock,
+            status,
+            refuses,
+            idle_timeout: None,
+        }
     }
 
     fn writer(&self, node: &str) -> StatusWriter {
@@ -49,12 +55,15 @@ impl Stage {
     }
 
     fn sessions(&self) -> ByNamespace {
-        let object = json!({
+        let mut object = json!({
             "metadata": {"name": "alice", "namespace": "a", "uid": "u", "generation": 1},
             "spec": {"authMethod": "gateway-kubernetes-auth",
                 "impersonate": {"namespace": "prod", "serviceAccountName": "viewer"}},
             "status": *self.status.lock().unwrap(),
         });
+        if let Some(time) = self.idle_timeout {
+            object["spec"]["idleTimeout"] = json!(time);
+        }
         let object = Arc::new(SessionObject::read(
             serde_json::from_value(object).unwrap(),
             Policy::default(),
@@ -218,6 +227,30 @@ async fn with_the_last_pod_the_entry_goes() {
     let status = stage.status.lock().unwrap().clone();
     assert_eq!(status.nodes, []);
     assert_eq!((status.pods, status.phase.as_deref()), (Some(0), Some("Active")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_a_session_that_may_go_idle_the_last_use_stays() {
+    let mut stage = Stage::new();
+    stage.idle_timeout = Some("1h");
+    let mut writers = [stage.writer("one")];
+    let used = |second: i64| Local {
+        last_used: Some(Timestamp::from_second(1_767_225_600 + second).unwrap()),
+        ..local()
+    };
+    stage.run(&mut writers, Some(&used(0)), 20).await;
+    // Too little to be told by itself.
+    stage.run(&mut writers, Some(&used(7)), 5).await;
+    stage.run(&mut writers, None, 20).await;
+    let status = stage.status.lock().unwrap().clone();
+    assert_eq!(status.pods, Some(0));
+    let entry = &status.nodes[0];
+    assert_eq!((entry.pods, entry.phase.as_deref()), (0, None));
+    assert_eq!(entry.last_used(), used(7).last_used);
+    let count = stage.status_writes();
+    // An agent that starts anew leaves it.
+    stage.run(&mut [stage.writer("one")], None, 60).await;
+    assert_eq!(stage.status_writes(), count);
 }
 
 #[tokio::test(start_paused = true)]

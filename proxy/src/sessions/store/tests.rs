@@ -244,7 +244,10 @@ async fn the_store_ends_what_is_over_within_a_second() {
 async fn a_report_says_how_a_session_stands() {
     let mut stage = Stage::new();
     stage.apply(stage.declared(&json!({}))).await;
-    assert_eq!((stage.report().connections, stage.report().last_used), (0, None));
+    assert_eq!(
+        (stage.report().connections, stage.report().last_used),
+        (0, Some(stage.clock.now()))
+    );
     let open = stage.session().unwrap().usage.open(&stage.clock);
     let came = stage.clock.now();
     advance(Duration::from_secs(5)).await;

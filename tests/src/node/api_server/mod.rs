@@ -5,6 +5,7 @@ mod objects;
 mod options;
 mod outage;
 mod real;
+mod rights;
 mod scene;
 mod seen;
 mod test_program;
@@ -55,7 +56,7 @@ impl ApiServer {
                     node: node.clone(),
                     kind,
                 };
-                server.set_scene().await?;
+                server.set_scene(options).await?;
                 if let Kind::Real(real) = &mut server.kind {
                     real.start_signer()?;
                 }
@@ -75,7 +76,7 @@ impl ApiServer {
             node: node.clone(),
             kind,
         };
-        server.set_scene().await?;
+        server.set_scene(options).await?;
         Ok(server)
     }
 
@@ -146,11 +147,11 @@ impl ApiServer {
         answered.map_err(|error| error.context(self.log_tail()))
     }
 
-    async fn set_scene(&self) -> Result<()> {
+    async fn set_scene(&self, options: &ServerOptions) -> Result<()> {
         self.ready().await?;
         let objects = match self.kind {
             Kind::Test(_) => scene::objects(),
-            Kind::Real(_) => format!("{}---\n{}", scene::objects(), scene::rbac()),
+            Kind::Real(_) => format!("{}---\n{}", scene::objects(), scene::rbac(options)?),
         };
         let created = self.admin(["create", "-f", "-"])?.stdin(objects).stdout().await;
         created.context("setting the scene in the API server")?;

@@ -2,12 +2,16 @@
 
 use std::time::Duration;
 
+use crate::node::Trust;
+
 /// What the API server is asked to be.
 #[derive(Debug, Clone, Default)]
 pub struct ServerOptions {
     pub(super) max_streams: Option<u32>,
     pub(super) certificate_life: Option<Duration>,
     pub(super) service_account_admission: bool,
+    pub(super) rights: Option<Trust>,
+    pub(super) no_approval: bool,
 }
 
 /// The options of [`super::ApiServer::start_test_program`].
@@ -33,6 +37,21 @@ impl ServerOptions {
     #[must_use]
     pub fn service_account_admission(mut self) -> Self {
         self.service_account_admission = true;
+        self
+    }
+
+    /// Grants the agent what `deploy` does for that way of trust, and nothing else; where it isn't said, it has the
+    /// rights of all of them at once, and those to every Secret.
+    #[must_use]
+    pub fn rights_of(mut self, trust: Trust) -> Self {
+        self.rights = Some(trust);
+        self
+    }
+
+    /// Keeps from the agent the right to approve what it asks the cluster's signer for.
+    #[must_use]
+    pub fn without_approval(mut self) -> Self {
+        self.no_approval = true;
         self
     }
 

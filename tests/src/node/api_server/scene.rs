@@ -3,8 +3,10 @@
 
 use std::fmt::Write as _;
 
+use anyhow::Result;
 use serde_json::{Value, json};
 
+use super::{ServerOptions, rights};
 use crate::node::{
     NODE_NAME,
     network::{ENDPOINT_V4, ENDPOINT_V6, SERVICE_V4, SERVICE_V6},
@@ -82,150 +84,36 @@ const VIEWER_RESOURCES: [&str; 6] = [
     "configmaps",
 ];
 
-/// Whom the agent may become: the viewer, with the groups that Kubernetes gives it.
-const AGENT_GROUPS: [&str; 3] = [
-    "system:serviceaccounts",
-    "system:serviceaccounts:prod",
-    "system:authenticated",
-];
-
-/// What the agent's account may do.
-struct Right {
-    group: &'static str,
-    resources: &'static [&'static str],
-    names: &'static [&'static str],
-    verbs: &'static [&'static str],
-    /// Where; everywhere, and at the cluster's scope, if not given.
-    namespace: Option<&'static str>,
-}
-
-const fn right(group: &'static str, resources: &'static [&'static str], verbs: &'static [&'static str]) -> Right {
-    Right {
-        group,
-        resources,
-        names: &[],
-        verbs,
-        namespace: None,
-    }
-}
-
-const READ: &[&str] = &["get", "list", "watch"];
-
-/// As the deployment's roles have it, in every mode of trust at once.
-const AGENT: &[Right] = &[
-    Right {
-        names: &["viewer"],
-        ..right("", &["serviceaccounts"], &["impersonate"])
-    },
-    Right {
-        names: &AGENT_GROUPS,
-        ..right("", &["groups"], &["impersonate"])
-    },
-    right("", &["pods", "namespaces"], READ),
-    right("understudy.dev", &["sessions"], READ),
-    right("understudy.dev", &["sessions/status"], &["get", "patch", "update"]),
-    right("", &["events"], &["create", "patch"]),
-    right("events.k8s.io", &["events"], &["create", "patch"]),
-    right("authorization.k8s.io", &["subjectaccessreviews"], &["create"]),
-    right("authentication.k8s.io", &["tokenreviews"], &["create"]),
-    Right {
-        namespace: Some("default"),
-        ..right("", &["services"], READ)
-    },
-    Right {
-        namespace: Some("default"),
-        ..right("discovery.k8s.io", &["endpointslices"], READ)
-    },
-    // For sessions that bring a token of their own, in the namespaces where tests have some.
-    right("", &["secrets"], READ),
-    Right {
-        namespace: Some("understudy"),
-        ..right("", &["secrets"], &["create", "update", "patch"])
-    },
-    right(
-        "",
-        &["configmaps"],
-        &["get", "list", "watch", "create", "update", "patch"],
-    ),
-    right(
-        "certificates.k8s.io",
-        &["certificatesigningrequests"],
-        &["create", "get", "list", "watch", "delete"],
-    ),
-    right(
-        "certificates.k8s.io",
-        &["certificatesigningrequests/approval"],
-        &["update", "patch"],
-    ),
-    Right {
-        names: &["kubernetes.io/kubelet-serving"],
-        ..right("certificates.k8s.io", &["signers"], &["approve"])
-    },
-];
-
-/// The rights as RBAC objects, as YAML documents.
-pub(super) fn rbac() -> String {
-    let role = |kind: &str, namespace: Option<&str>, name: &str, rules: Vec<Value>| {
-        json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind,
-            "metadata": {"name": name, "namespace": namespace}, "rules": rules,
-        })
-    };
-    let bind = |kind: &str, namespace: Option<&str>, role_kind: &str, name: &str, account: (&str, &str)| {
-        json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind,
-            "metadata": {"name": name, "namespace": namespace},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": role_kind, "name": name},
-            "subjects": [{"kind": "ServiceAccount", "namespace": account.0, "name": account.1}],
-        })
-    };
-    let rules = |namespace: Option<&str>| {
-        let here = AGENT.iter().filter(|right| right.namespace == namespace);
-        here.map(|right| {
-            json!({
-                "apiGroups": [right.group], "resources": right.resources, "resourceNames": right.names,
-                "verbs": right.verbs,
-            })
-        })
-        .collect::<Vec<_>>()
-    };
-    let agent = ("understudy", "agent");
-    let viewer = vec![json!({"apiGroups": [""], "resources": VIEWER_RESOURCES, "verbs": ["*"]})];
+/// Every right, as RBAC objects.
+fn rights(options: &ServerOptions) -> Result<Vec<Value>> {
+    let rbac = "rbac.authorization.k8s.io";
+    let version = format!("{rbac}/v1");
+    let name = "understudy-viewer";
     let mut objects = vec![
-        role("ClusterRole", None, "understudy-viewer", viewer),
+        json!({
+            "apiVersion": version, "kind": "ClusterRole", "metadata": {"name": name},
+            "rules": [{"apiGroups": [""], "resources": VIEWER_RESOURCES, "verbs": ["*"]}],
+        }),
         // In its own namespace alone.
-        bind(
-            "RoleBinding",
-            Some("prod"),
-            "ClusterRole",
-            "understudy-viewer",
-            ("prod", "viewer"),
-        ),
-        role("ClusterRole", None, "understudy-agent", rules(None)),
-        bind("ClusterRoleBinding", None, "ClusterRole", "understudy-agent", agent),
+        json!({
+            "apiVersion": version, "kind": "RoleBinding", "metadata": {"namespace": "prod", "name": name},
+            "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": name},
+            "subjects": [{"kind": "ServiceAccount", "namespace": "prod", "name": "viewer"}],
+        }),
     ];
-    for namespace in ["default", "understudy"] {
-        let namespace = Some(namespace);
-        objects.push(role("Role", namespace, "understudy-agent", rules(namespace)));
-        objects.push(bind("RoleBinding", namespace, "Role", "understudy-agent", agent));
-    }
-    documents(&objects)
+    objects.extend(rights::of_agent(options)?);
+    Ok(objects)
+}
+
+/// The rights as YAML documents, for a real server.
+pub(super) fn rbac(options: &ServerOptions) -> Result<String> {
+    Ok(documents(&rights(options)?))
 }
 
 /// The rights as the test program's rules file has them.
-pub(super) fn rules() -> String {
-    let mut rules = vec![json!({
-        "serviceAccounts": ["prod/viewer"], "namespaces": ["prod"], "apiGroups": [""],
-        "resources": VIEWER_RESOURCES, "verbs": ["*"],
-    })];
-    rules.extend(AGENT.iter().map(|right| {
-        json!({
-            "serviceAccounts": ["understudy/agent"], "apiGroups": [right.group], "resources": right.resources,
-            "resourceNames": right.names, "verbs": right.verbs,
-            "namespaces": right.namespace.into_iter().collect::<Vec<_>>(),
-        })
-    }));
-    json!({"rules": rules}).to_string()
+pub(super) fn rules(options: &ServerOptions) -> Result<String> {
+    let rules = rights::as_rules(&rights(options)?)?;
+    Ok(json!({"rules": rules}).to_string())
 }
 
 /// JSON is YAML.

@@ -22,7 +22,7 @@ pub(super) struct TestServer {
 impl TestServer {
     pub(super) fn launch(node: &Node, options: &ServerOptions) -> Result<Self> {
         write_credentials(node)?;
-        fs::write(files(node).join("rules.yaml"), scene::rules())?;
+        fs::write(files(node).join("rules.yaml"), scene::rules(options)?)?;
         Ok(Self {
             node: node.clone(),
             options: options.clone(),

@@ -1,0 +1,169 @@
+//! What the agent may do: what `deploy` grants to it, read from there, so that a right that is missing there is missed
+//! in the box. Names are the only difference: the agent's account is the scene's own.
+
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+
+use super::ServerOptions;
+use crate::node::{AGENT_NAMESPACE, Trust};
+
+/// In every way of trust.
+const BASE: &str = include_str!("../../../../deploy/base/rbac.yaml");
+const CLUSTER_SIGNED: &str = include_str!("../../../../deploy/overlays/cluster-signed/rbac.yaml");
+const OWN_CA: &str = include_str!("../../../../deploy/overlays/own-ca/rbac.yaml");
+/// Whom the agent may become: the scene's viewer, with the groups that Kubernetes gives it.
+const IMPERSONATE: &str = include_str!("../../../../deploy/examples/support/impersonate.yaml");
+
+/// Who it is in those files.
+const INSTALLED: (&str, &str) = ("understudy-system", "understudy");
+/// Who it is in the scene.
+const AGENT: (&str, &str) = (AGENT_NAMESPACE, "agent");
+
+/// Roles and their bindings, as RBAC objects.
+pub(super) fn of_agent(options: &ServerOptions) -> Result<Vec<Value>> {
+    let files: &[&str] = match options.rights {
+        Some(Trust::Files) => &[BASE, IMPERSONATE],
+        Some(Trust::ClusterSigned) => &[BASE, IMPERSONATE, CLUSTER_SIGNED],
+        Some(Trust::OwnCa) => &[BASE, IMPERSONATE, OWN_CA],
+        None => &[BASE, IMPERSONATE, CLUSTER_SIGNED, OWN_CA],
+    };
+    let mut objects = Vec::new();
+    for file in files {
+        let documents: Vec<Value> = serde_saphyr::from_multiple(file).context("reading the rights in deploy")?;
+        objects.extend(documents);
+    }
+    if options.rights.is_none() {
+        // For sessions that bring a token of their own: an operator grants each Secret by its name, tests choose theirs.
+        let rule = json!({"apiGroups": [""], "resources": ["secrets"], "verbs": ["get", "list", "watch"]});
+        objects.extend(role_everywhere("understudy-any-token", &rule));
+    }
+    for object in &mut objects {
+        if options.no_approval {
+            withhold_approval(object);
+        }
+        rename(object);
+    }
+    Ok(objects)
+}
+
+/// A cluster role, bound to the agent's account.
+fn role_everywhere(name: &str, rule: &Value) -> [Value; 2] {
+    let rbac = "rbac.authorization.k8s.io";
+    let version = format!("{rbac}/v1");
+    [
+        json!({"apiVersion": version, "kind": "ClusterRole", "metadata": {"name": name}, "rules": [rule]}),
+        json!({
+            "apiVersion": version, "kind": "ClusterRoleBinding", "metadata": {"name": name},
+            "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": name},
+            "subjects": [{"kind": "ServiceAccount", "namespace": INSTALLED.0, "name": INSTALLED.1}],
+        }),
+    ]
+}
+
+/// Takes out what an operator may keep for themselves.
+fn withhold_approval(object: &mut Value) {
+    if let Some(rules) = object.get_mut("rules").and_then(Value::as_array_mut) {
+        rules.retain(|rule| !texts(&rule["verbs"]).contains(&"approve"));
+    }
+}
+
+fn rename(object: &mut Value) {
+    if object["metadata"]["namespace"] == INSTALLED.0 {
+        object["metadata"]["namespace"] = json!(AGENT.0);
+    }
+    let subjects = object.get_mut("subjects").and_then(Value::as_array_mut);
+    for subject in subjects.into_iter().flatten() {
+        if subject["namespace"] == INSTALLED.0 && subject["name"] == INSTALLED.1 {
+            subject["namespace"] = json!(AGENT.0);
+            subject["name"] = json!(AGENT.1);
+        }
+    }
+}
+
+/// The same, in the terms of the test program's rules: each binding's rules, for its accounts, in its namespace.
+pub(super) fn as_rules(objects: &[Value]) -> Result<Vec<Value>> {
+    let mut rules = Vec::new();
+    for binding in objects.iter().filter(|object| object["subjects"].is_array()) {
+        let (role, namespace) = (&binding["roleRef"], &binding["metadata"]["namespace"]);
+        let role = objects.iter().find(|object| {
+            object["kind"] == role["kind"]
+                && object["metadata"]["name"] == role["name"]
+                && (role["kind"] == "ClusterRole" || object["metadata"]["namespace"] == *namespace)
+        });
+        let role = role.with_context(|| format!("a role that isn't there: {binding}"))?;
+        let accounts = binding["subjects"].as_array().into_iter().flatten();
+        let accounts: Vec<String> = accounts
+            .map(|account| {
+                let of = |field: &str| account[field].as_str().unwrap_or_default();
+                format!("{}/{}", of("namespace"), of("name"))
+            })
+            .collect();
+        for rule in role["rules"].as_array().into_iter().flatten() {
+            rules.push(json!({
+                "serviceAccounts": accounts,
+                "namespaces": namespace.as_str().into_iter().collect::<Vec<_>>(),
+                "apiGroups": texts(&rule["apiGroups"]),
+                "resources": texts(&rule["resources"]),
+                "resourceNames": texts(&rule["resourceNames"]),
+                "verbs": texts(&rule["verbs"]),
+            }));
+        }
+    }
+    Ok(rules)
+}
+
+fn texts(list: &Value) -> Vec<&str> {
+    list.as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules(options: &ServerOptions) -> Vec<Value> {
+        as_rules(&of_agent(options).unwrap()).unwrap()
+    }
+
+    fn grants(rules: &[Value], resource: &str, verb: &str) -> bool {
+        rules
+            .iter()
+            .any(|rule| texts(&rule["resources"]).contains(&resource) && texts(&rule["verbs"]).contains(&verb))
+    }
+
+    #[test]
+    fn every_right_is_the_scenes_agents() {
+        let rules = rules(&ServerOptions::default());
+        assert!(!rules.is_empty());
+        for rule in &rules {
+            assert_eq!(rule["serviceAccounts"], json!(["understudy/agent"]), "{rule}");
+            assert_ne!(rule["namespaces"], json!(["understudy-system"]), "{rule}");
+        }
+    }
+
+    #[test]
+    fn each_way_of_trust_has_its_own_rights() {
+        let base = rules(&ServerOptions::default().rights_of(Trust::Files));
+        assert!(grants(&base, "pods", "watch"));
+        assert!(grants(&base, "serviceaccounts", "impersonate"));
+        assert!(!grants(&base, "secrets", "get"));
+        assert!(!grants(&base, "signers", "approve"));
+        let signed = rules(&ServerOptions::default().rights_of(Trust::ClusterSigned));
+        assert!(grants(&signed, "signers", "approve"));
+        assert!(!grants(&signed, "configmaps", "patch"));
+        let own = rules(&ServerOptions::default().rights_of(Trust::OwnCa));
+        assert!(grants(&own, "configmaps", "patch"));
+        assert!(!grants(&own, "signers", "approve"));
+    }
+
+    #[test]
+    fn approval_can_be_withheld() {
+        let options = ServerOptions::default().rights_of(Trust::ClusterSigned);
+        let rules = rules(&options.without_approval());
+        assert!(grants(&rules, "certificatesigningrequests", "create"));
+        assert!(!grants(&rules, "signers", "approve"));
+    }
+}
