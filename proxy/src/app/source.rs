@@ -171,8 +171,10 @@ impl Teller {
         let Some((client, source, leftovers)) = self.0 else {
             return;
         };
-        tokio::spawn(settle(client.clone(), source.clone(), wanted, leftovers));
         let node = &options.node_name;
+        let listed = source.clone();
+        let wanted_of = move |pods: &[_]| listed.wanted_of(pods);
+        tokio::spawn(settle(client.clone(), node.clone(), wanted_of, wanted, leftovers));
         let events = Events::start(client.clone(), node, metrics.clone());
         let writer = StatusWriter::new(client.clone(), node, clock, metrics.clone(), events.clone());
         tokio::spawn(writer.run(source.sessions.clone(), pods.clone(), lookup));

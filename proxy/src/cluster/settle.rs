@@ -17,7 +17,6 @@ use tokio::{
 use super::{
     jitter,
     pods::{self, TaggedPod},
-    source::Source,
 };
 use crate::{enrol::Leftovers, pod::WantedPod};
 
@@ -27,15 +26,16 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const SHORTEST: Duration = Duration::from_millis(500);
 const LONGEST: Duration = Duration::from_secs(30);
 
-/// Asks for this node's pods, and says [`Leftovers::Untag`] when `wanted` has all of them. To be called when the kernel
-/// side is in force, and nobody else writes to it.
+/// Asks for the node's pods, and says [`Leftovers::Untag`] when `wanted` has all that `wanted_of` makes of them. To be
+/// called when the kernel side is in force, and nobody else writes to it.
 pub async fn settle(
     client: kube::Client,
-    source: Source,
+    node: String,
+    wanted_of: impl Fn(&[Arc<TaggedPod>]) -> Vec<WantedPod> + Send,
     mut wanted: watch::Receiver<Arc<[WantedPod]>>,
     leftovers: watch::Sender<Leftovers>,
 ) {
-    let query = pods::query(source.node());
+    let query = pods::query(&node);
     let api: Api<DynamicObject> = Api::all_with(client, &query.resource);
     // Consistent, as the watches' lists are: not from whatever cache the API server has.
     let parameters = ListParams {
@@ -56,7 +56,7 @@ pub async fn settle(
                     .iter()
                     .map(|object| Arc::new(TaggedPod::read(object)))
                     .collect();
-                let all = source.wanted_of(&listed);
+                let all = wanted_of(&listed);
                 let seen = wanted.wait_for(|wanted| all.iter().all(|pod| wanted.contains(pod)));
                 match timeout(PATIENCE, seen).await {
                     Ok(Ok(_)) => {
@@ -79,20 +79,13 @@ pub async fn settle(
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeSet, VecDeque};
+    use std::collections::VecDeque;
 
     use serde_json::json;
     use tokio::task::JoinHandle;
 
     use super::*;
-    use crate::{
-        cluster::{
-            mock::{Answer, Mock, list},
-            source::Here,
-        },
-        metrics::Metrics,
-        sessions::spec::Policy,
-    };
+    use crate::cluster::mock::{Answer, Mock, list};
 
     fn pod(name: &str) -> serde_json::Value {
         json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "a", "uid": name,
@@ -115,26 +108,20 @@ mod tests {
         task: JoinHandle<()>,
     }
 
-    /// With what plain lists are answered, one after another; watches get nothing.
+    /// With what lists are answered, one after another.
     fn start(lists: Vec<Answer>) -> Settling {
         let mut lists = VecDeque::from(lists);
-        let mock = Mock::new(move |asked| match asked.path.as_str() {
-            // The watches of the source ask in pages.
-            "/api/v1/pods" if !asked.query.contains("limit=") && !asked.query.contains("watch=") => {
-                lists.pop_front().unwrap_or(Answer::Nothing)
-            }
-            _ => Answer::Nothing,
+        let mock = Mock::new(move |asked| {
+            assert_eq!(asked.path, "/api/v1/pods");
+            lists.pop_front().unwrap_or(Answer::Nothing)
         });
-        let here = Here {
-            node: "one".into(),
-            own_pod: None,
-            cgroup_root: "/sys/fs/cgroup/kubepods".into(),
-            policy: Policy::default(),
+        let wanted_of = |pods: &[Arc<TaggedPod>]| {
+            let names: Vec<&str> = pods.iter().map(|pod| pod.key.name.as_str()).collect();
+            wanted(&names).to_vec()
         };
-        let source = Source::start(&mock.client(), here, BTreeSet::new(), &Metrics::new());
         let (wanted, receiver) = watch::channel(Arc::from([]));
         let (send, leftovers) = watch::channel(Leftovers::Refuse);
-        let task = tokio::spawn(settle(mock.client(), source, receiver, send));
+        let task = tokio::spawn(settle(mock.client(), "one".to_owned(), wanted_of, receiver, send));
         Settling {
             mock,
             wanted,
@@ -161,10 +148,7 @@ mod tests {
             .unwrap();
         settling.task.await.unwrap();
         let asked = settling.mock.seen();
-        let listed = asked
-            .iter()
-            .find(|asked| !asked.query.contains("limit=") && asked.path == "/api/v1/pods");
-        let query = &listed.unwrap().query;
+        let query = &asked[0].query;
         assert!(
             query.contains("spec.nodeName%3Done") && !query.contains("resourceVersion"),
             "{query}"

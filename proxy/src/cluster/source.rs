@@ -155,12 +155,6 @@ impl Source {
         Ok(())
     }
 
-    /// The node.
-    #[must_use]
-    pub fn node(&self) -> &str {
-        &self.here.node
-    }
-
     /// What of these pods is to be enrolled.
     #[must_use]
     pub fn wanted_of(&self, pods: &[Arc<TaggedPod>]) -> Vec<WantedPod> {
