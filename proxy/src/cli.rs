@@ -8,6 +8,8 @@ use std::{
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::limits::Limits;
+
 /// Lends pods an identity for a session: a transparent proxy for the Kubernetes API server.
 #[derive(Debug, Parser)]
 #[command(name = "understudy", version, max_term_width = 100)]
@@ -110,6 +112,9 @@ pub struct AgentOptions {
     /// The agent's own pod, which can't carry a session. Without `--sessions` only.
     #[arg(long, value_name = "NAME", env = "POD_NAME")]
     pub pod_name: Option<String>,
+    /// How much a pod's clients may ask of the agent.
+    #[command(flatten)]
+    pub limits: Limits,
     /// Accept sessions that go to a server of their own without verifying it.
     #[arg(long)]
     pub allow_insecure_servers: bool,

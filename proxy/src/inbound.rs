@@ -13,6 +13,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     forward::{Forwarder, Origin},
+    limits::Limits,
     metrics::Metrics,
     pod::{Inbound, SessionId},
     sessions::store::SessionLookup,
@@ -30,6 +31,8 @@ pub struct Server {
     pub tls: Arc<rustls::ServerConfig>,
     /// Whether HTTP without TLS is served too.
     pub allow_plain_http: bool,
+    /// How much a client may ask.
+    pub limits: Limits,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Cancelled when no new request should be taken: connections end after the request at hand.
@@ -62,9 +65,16 @@ impl Server {
         let gone = origin.pod.gone.clone();
         let ended = CancellationToken::new();
         let served = async {
-            match tls::accept(stream, &self.tls, self.allow_plain_http).await {
+            match tls::accept(stream, &self.tls, self.allow_plain_http, self.limits.handshake_timeout).await {
                 Ok(stream) => {
-                    http::serve(stream, Arc::clone(&self.forwarder), origin.clone(), &self.drain, &ended).await;
+                    let terms = http::Terms {
+                        forwarder: Arc::clone(&self.forwarder),
+                        origin: origin.clone(),
+                        limits: &self.limits,
+                        drain: &self.drain,
+                        ended: &ended,
+                    };
+                    http::serve(stream, terms).await;
                 }
                 Err(error) => {
                     self.metrics.handshake_failed(error.label());

@@ -33,6 +33,8 @@ pub mod sessions;
 pub mod cluster;
 
 // A connection,
+pub mod limits;
+
 pub mod inbound;
 
 // each request on it,

@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 
 use crate::build::{self, Binaries};
 use crate::command::{cargo, is_root, on_path, progress, run};
+use crate::refused::{self, Page};
 use crate::setup::{self, Clients};
 
 /// Builds everything and becomes the demo.
@@ -42,8 +43,8 @@ pub(crate) struct Selection {
 /// Builds everything and runs the selected tests.
 ///
 /// # Errors
-/// Where set-up or a build fails, or a test does.
-pub(crate) fn test(selection: &Selection) -> Result<()> {
+/// Where set-up or a build fails, or a test does; and after a full run where `docs/refused.md` isn't what it saw.
+pub(crate) fn test(selection: &Selection, page: Page) -> Result<()> {
     build::ebpf(&setup::ebpf()?, false)?;
     let clients = setup::clients()?;
     let binaries = build::binaries()?;
@@ -63,7 +64,14 @@ pub(crate) fn test(selection: &Selection) -> Result<()> {
         ));
     }
     command.args(&selection.filter).arg("--").args(&selection.harness);
-    run(command.envs(environment(&binaries, &clients)))
+    let cases = refused::directory()?;
+    run(command
+        .envs(environment(&binaries, &clients))
+        .env(understudy_cases::DIRECTORY, &cases))?;
+    if *selection == Selection::default() {
+        refused::settle(&cases, page)?;
+    }
+    Ok(())
 }
 
 /// Becomes `program` as root, with our environment.

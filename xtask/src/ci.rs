@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 
 use crate::chores::{self, Selection};
 use crate::command::{cargo, probe, progress, run};
+use crate::refused::Page;
 use crate::setup::{self, Toolchain};
 use crate::{build, manifests};
 
@@ -33,7 +34,7 @@ pub(crate) fn ci() -> Result<()> {
         .args(["--", "--deny", "warnings"]))?;
     deny()?;
     manifests::check()?;
-    chores::test(&Selection::default())
+    chores::test(&Selection::default(), Page::Check)
 }
 
 fn clippy_ebpf(toolchain: &Toolchain) -> Result<()> {

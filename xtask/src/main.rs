@@ -8,6 +8,7 @@ mod ci;
 mod command;
 mod image;
 mod manifests;
+mod refused;
 mod setup;
 mod vm;
 mod workspace;
@@ -21,6 +22,7 @@ use clap::{Parser, Subcommand};
 
 use crate::chores::Selection;
 use crate::image::Reference;
+use crate::refused::Page;
 
 /// Understudy's own chores. Each sets up by itself what it needs.
 #[derive(Debug, Parser)]
@@ -56,6 +58,9 @@ enum Chore {
         /// Boot Debian's kernel of this version, and run the tests in it that have to do with the kernel
         #[arg(long, value_name = "VERSION")]
         kernel: Option<String>,
+        /// Write docs/refused.md as the tests saw it, rather than fail where it differs
+        #[arg(long, conflicts_with_all = ["filter", "package", "kernel", "harness"])]
+        accept: bool,
         /// Handed to the test programs: `-- --nocapture`
         #[arg(last = true)]
         harness: Vec<OsString>,
@@ -120,8 +125,10 @@ fn chore(chore: Chore) -> Result<()> {
             filter,
             package,
             kernel,
+            accept,
             harness,
         } => {
+            let page = if accept { Page::Accept } else { Page::Check };
             let selection = Selection {
                 filter,
                 package,
@@ -129,7 +136,7 @@ fn chore(chore: Chore) -> Result<()> {
             };
             match kernel {
                 Some(kernel) => vm::test(&kernel, &selection),
-                None => chores::test(&selection),
+                None => chores::test(&selection, page),
             }
         }
         Chore::Static { output } => image::executable(&output),

@@ -144,6 +144,7 @@ impl Agent {
             }),
             tls,
             allow_plain_http: options.allow_plain_http,
+            limits: options.limits,
             metrics,
             drain: no_new_requests.clone(),
         };

@@ -16,17 +16,9 @@ use super::tls::Accepted;
 use crate::{
     body::ResponseBody,
     forward::{Forwarder, Origin},
+    limits::Limits,
 };
 
-/// How long a client may take over a request's head, and how long a connection may wait for its next request.
-const HEAD: Duration = Duration::from_secs(90);
-/// The largest head, all header fields together: room for large groups of cookies and long exec queries.
-const HEAD_BYTES: u32 = 64 * 1024;
-const HEADERS: usize = 256;
-
-/// Streams that one HTTP/2 connection may have open. A pod's clients share few connections for many watches,
-/// and what an idle stream costs is small.
-const STREAMS: u32 = 4_096;
 const STREAM_WINDOW: u32 = 256 * 1024;
 /// Enough for a few uploads at once; one that the upstream doesn't take holds no more than its stream's window.
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
@@ -34,20 +26,25 @@ const SEND_BUFFER: usize = 64 * 1024;
 const PING: Duration = Duration::from_secs(30);
 const PONG: Duration = Duration::from_secs(20);
 
+/// What a connection is served with.
+pub(super) struct Terms<'a> {
+    pub(super) forwarder: Arc<Forwarder>,
+    pub(super) origin: Origin,
+    pub(super) limits: &'a Limits,
+    /// Cancelled when the agent takes no new request.
+    pub(super) drain: &'a CancellationToken,
+    /// Cancelled when the session is over.
+    pub(super) ended: &'a CancellationToken,
+}
+
 /// Serves a connection until the client leaves it, the agent drains, or the session ends.
-pub(super) async fn serve(
-    accepted: Accepted,
-    forwarder: Arc<Forwarder>,
-    origin: Origin,
-    drain: &CancellationToken,
-    ended: &CancellationToken,
-) {
+pub(super) async fn serve(accepted: Accepted, terms: Terms<'_>) {
     match accepted {
         Accepted::Tls(stream) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {
-            serve_http2(*stream, forwarder, origin, drain, ended).await;
+            serve_http2(*stream, terms).await;
         }
-        Accepted::Tls(stream) => serve_http1(*stream, forwarder, origin, drain, ended).await,
-        Accepted::Plain(stream) => serve_http1(stream, forwarder, origin, drain, ended).await,
+        Accepted::Tls(stream) => serve_http1(*stream, terms).await,
+        Accepted::Plain(stream) => serve_http1(stream, terms).await,
     }
 }
 
@@ -67,45 +64,35 @@ macro_rules! until_closed {
     };
 }
 
-async fn serve_http1<S>(
-    stream: S,
-    forwarder: Arc<Forwarder>,
-    origin: Origin,
-    drain: &CancellationToken,
-    ended: &CancellationToken,
-) where
+async fn serve_http1<S>(stream: S, terms: Terms<'_>)
+where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD)
-        .max_headers(HEADERS)
-        .max_buf_size(HEAD_BYTES as usize)
-        .serve_connection(TokioIo::new(stream), requests_to(forwarder, origin))
+        .header_read_timeout(terms.limits.header_timeout)
+        .max_headers(terms.limits.max_headers as usize)
+        .max_buf_size(terms.limits.max_header_bytes as usize)
+        .serve_connection(TokioIo::new(stream), requests_to(terms.forwarder, terms.origin))
         .with_upgrades();
-    until_closed!(connection, drain, ended);
+    until_closed!(connection, terms.drain, terms.ended);
 }
 
-async fn serve_http2<S>(
-    stream: S,
-    forwarder: Arc<Forwarder>,
-    origin: Origin,
-    drain: &CancellationToken,
-    ended: &CancellationToken,
-) where
+async fn serve_http2<S>(stream: S, terms: Terms<'_>)
+where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS)
+        .max_concurrent_streams(terms.limits.max_streams_per_connection)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buf_size(SEND_BUFFER)
-        .max_header_list_size(HEAD_BYTES)
+        .max_header_list_size(terms.limits.max_header_bytes)
         .keep_alive_interval(PING)
         .keep_alive_timeout(PONG)
-        .serve_connection(TokioIo::new(stream), requests_to(forwarder, origin));
-    until_closed!(connection, drain, ended);
+        .serve_connection(TokioIo::new(stream), requests_to(terms.forwarder, terms.origin));
+    until_closed!(connection, terms.drain, terms.ended);
 }
 
 fn requests_to(

@@ -12,9 +12,6 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use crate::status::Refusal;
 
-/// How long a client may take from the connection to the end of its handshake.
-const HANDSHAKE: Duration = Duration::from_secs(10);
-
 /// A TLS record of the type `handshake` (RFC 8446, section 5.1).
 const RECORD_HANDSHAKE: u8 = 22;
 
@@ -29,8 +26,8 @@ pub(super) enum Accepted {
 pub(super) enum HandshakeError {
     #[error("the client closed before it said anything")]
     Silent,
-    #[error("the client took longer than {}s", HANDSHAKE.as_secs())]
-    Timeout,
+    #[error("the client took longer than {}s", .0.as_secs())]
+    Timeout(Duration),
     #[error("the client speaks HTTP without TLS: have it use https://")]
     PlainHttp,
     #[error("the client doesn't trust our certificate (alert {0:?}): check the CA in the pod")]
@@ -46,7 +43,7 @@ impl HandshakeError {
     pub(super) fn label(&self) -> &'static str {
         match self {
             Self::Silent => "silent",
-            Self::Timeout => "timeout",
+            Self::Timeout(_) => "timeout",
             Self::PlainHttp => "plain_http",
             Self::Distrusted(_) => "distrusted",
             Self::Tls(_) => "tls",
@@ -60,8 +57,9 @@ pub(super) async fn accept(
     stream: TcpStream,
     config: &Arc<ServerConfig>,
     allow_plain_http: bool,
+    patience: Duration,
 ) -> Result<Accepted, HandshakeError> {
-    let accepted = timeout(HANDSHAKE, async {
+    let accepted = timeout(patience, async {
         let mut first = [0];
         if stream.peek(&mut first).await.map_err(HandshakeError::Io)? == 0 {
             return Err(HandshakeError::Silent);
@@ -78,7 +76,9 @@ pub(super) async fn accept(
         answer_plain_http(stream).await;
         Err(HandshakeError::PlainHttp)
     });
-    accepted.await.unwrap_or_else(|_: Elapsed| Err(HandshakeError::Timeout))
+    accepted
+        .await
+        .unwrap_or_else(|_: Elapsed| Err(HandshakeError::Timeout(patience)))
 }
 
 fn classify(error: io::Error) -> HandshakeError {

@@ -35,6 +35,7 @@ use understudy::{
     credentials::{BearerToken, CredentialError, TokenFile},
     forward::Forwarder,
     inbound::Server,
+    limits::Limits,
     metrics::Metrics,
     pod::{CgroupId, ClientAddr, EnrolledPod, Inbound, OriginalDst, SessionId, WantedPod},
     sessions::{
@@ -206,6 +207,7 @@ impl Stage {
             }),
             tls: server_config(certificate).unwrap(),
             allow_plain_http: false,
+            limits: Limits::default(),
             metrics,
             drain: drain.clone(),
         };

@@ -1,0 +1,70 @@
+//! How much a pod's clients may ask of the agent. The defaults are the command line's, and so the documentation's.
+
+use std::time::Duration;
+
+use clap::Args;
+
+/// The limits, each an option of `understudy agent`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(next_help_heading = "Limits")]
+pub struct Limits {
+    /// The largest head of a request, all header fields together, in bytes.
+    #[arg(long, value_name = "BYTES", default_value = "65536", value_parser = clap::value_parser!(u32).range(8192..=1_048_576))]
+    pub max_header_bytes: u32,
+    /// How many header fields a request may have.
+    #[arg(long, value_name = "COUNT", default_value = "256", value_parser = clap::value_parser!(u32).range(32..=4096))]
+    pub max_headers: u32,
+    /// Streams that one HTTP/2 connection of a pod may have open.
+    #[arg(long, value_name = "COUNT", default_value = "4096", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_streams_per_connection: u32,
+    /// How long a client may take from the connection to the end of its TLS handshake, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+    pub handshake_timeout: Duration,
+    /// How long a client may take over a request's head, and an HTTP/1.1 connection may wait for its next request, in
+    /// seconds.
+    #[arg(long, value_name = "SECONDS", default_value = "90", value_parser = seconds)]
+    pub header_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_header_bytes: 64 * 1024,
+            max_headers: 256,
+            max_streams_per_connection: 4096,
+            handshake_timeout: Duration::from_secs(10),
+            header_timeout: Duration::from_secs(90),
+        }
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(0) => Err("it must be at least a second".to_owned()),
+        Ok(seconds) => Ok(Duration::from_secs(seconds)),
+        Err(error) => Err(format!("{error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Only {
+        #[command(flatten)]
+        limits: Limits,
+    }
+
+    #[test]
+    fn the_command_lines_defaults_are_the_defaults() {
+        assert_eq!(Only::parse_from(["agent"]).limits, Limits::default());
+    }
+
+    #[test]
+    fn no_time_at_all_is_no_limit() {
+        assert!(Only::try_parse_from(["agent", "--header-timeout", "0"]).is_err());
+    }
+}
