@@ -18,6 +18,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     certificate::{Surroundings, serving_certificate},
+    confine::syscalls,
     intercept::{Interception, intercept, retire, succeed},
     outfit::Outfit,
     report::{register, register_kernel, report_pods, report_token},
@@ -114,6 +115,7 @@ impl Agent {
             leftovers,
         };
         let (enrolment, kernel) = intercept(interception, accept, no_new_connections.clone(), addresses_ready).await?;
+        syscalls::forbid_loading()?;
         {
             let mut registry = registry.write().unwrap_or_else(PoisonError::into_inner);
             register(&mut registry, &lookup, &dials, &cluster.own_token, &certificate);
