@@ -61,3 +61,7 @@ pub mod metrics;
 
 pub mod admin;
 pub mod check;
+
+// What must hold of any input, for fuzzing and for tests of properties.
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;

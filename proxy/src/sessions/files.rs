@@ -208,7 +208,8 @@ fn read_file(path: &Path, policy: Policy) -> Result<Vec<Declared>, FileError> {
     parse(path, &text, policy)
 }
 
-fn parse(path: &Path, text: &str, policy: Policy) -> Result<Vec<Declared>, FileError> {
+/// What a file with this text declares; `path` is for what is said of it.
+pub(crate) fn parse(path: &Path, text: &str, policy: Policy) -> Result<Vec<Declared>, FileError> {
     // Snippets of the source would show tokens.
     let options = serde_saphyr::options! { with_snippet: false };
     let documents: Vec<Envelope> =

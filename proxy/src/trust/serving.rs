@@ -60,6 +60,22 @@ impl ResolvesServerCert for ServingCert {
     }
 }
 
+/// The terms of [`server_config`] with a certificate that nobody vouches for.
+///
+/// # Errors
+/// If there are no random bytes for a key.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn self_signed() -> Result<Arc<ServerConfig>, Box<dyn std::error::Error>> {
+    let made = rcgen::generate_simple_self_signed(["kubernetes.default.svc".to_owned()])?;
+    let key = rustls::pki_types::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+    let key = CertifiedKey::from_der(vec![made.cert.der().clone()], key.into(), &provider())?;
+    let serving = Serving {
+        key: Arc::new(key),
+        expiry: Timestamp::MAX,
+    };
+    Ok(server_config(ServingCert::new(watch::channel(serving).1))?)
+}
+
 /// TLS 1.2 and 1.3, HTTP/2 before HTTP/1.1, resumption by tickets whose keys change every six hours, and by session ids.
 ///
 /// No early data: it could be replayed. No client certificates: who a client is, the kernel says.
