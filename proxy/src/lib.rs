@@ -42,6 +42,8 @@ pub mod forward;
 
 pub mod request_info;
 
+pub mod caller;
+
 pub mod identity;
 
 pub mod upstream;

@@ -108,6 +108,12 @@ fn protocol(headers: &HeaderMap) -> Result<Option<Protocol>, Refusal> {
 }
 
 impl Upgrade {
+    /// Whether it is a WebSocket handshake.
+    #[must_use]
+    pub fn is_websocket(&self) -> bool {
+        self.protocol == Protocol::WebSocket
+    }
+
     /// Puts the wish on a request that has been stripped and dressed.
     pub fn ask(&self, headers: &mut HeaderMap) {
         headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
