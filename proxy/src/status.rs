@@ -49,11 +49,15 @@ pub enum Refusal {
     Draining,
     /// The agent has as much to do as it takes on.
     Overloaded,
+    /// The pod has as many requests in flight as it may.
+    TooManyRequests,
+    /// The request can't be written to the audit log.
+    AuditUnavailable,
 }
 
 impl Refusal {
     /// All of them, as the tables of metrics and tests need.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 21] = [
         Self::PlainHttp,
         Self::BadRequest,
         Self::Impersonation,
@@ -73,6 +77,8 @@ impl Refusal {
         Self::Internal,
         Self::Draining,
         Self::Overloaded,
+        Self::TooManyRequests,
+        Self::AuditUnavailable,
     ];
 
     /// Its name in metrics and the audit log. It doesn't change between releases.
@@ -98,6 +104,8 @@ impl Refusal {
             Self::Internal => "internal",
             Self::Draining => "draining",
             Self::Overloaded => "overloaded",
+            Self::TooManyRequests => "too-many-requests",
+            Self::AuditUnavailable => "audit-unavailable",
         }
     }
 
@@ -114,11 +122,13 @@ impl Refusal {
             | Self::SessionInvalid
             | Self::NotGranted => StatusCode::FORBIDDEN,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Overloaded => StatusCode::TOO_MANY_REQUESTS,
+            Self::Overloaded | Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
             // Not the client's doing: what is wrong is the operator's to mend.
             Self::CredentialUnavailable | Self::NotForwardable | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::UpstreamFailed => StatusCode::BAD_GATEWAY,
-            Self::UpstreamUnreachable | Self::SessionUnknown | Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
+            Self::UpstreamUnreachable | Self::SessionUnknown | Self::Draining | Self::AuditUnavailable => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
         }
     }
 
@@ -176,11 +186,19 @@ impl Refusal {
             Self::Internal => "understudy: internal error; the agent's log on this node says more",
             Self::Draining => "understudy: the agent on this node is restarting; try again",
             Self::Overloaded => "understudy: the agent on this node is overloaded; try again",
+            Self::TooManyRequests => "understudy: this pod has too many requests in flight; try again",
+            Self::AuditUnavailable => {
+                "understudy: the request cannot be written to the audit log, so nothing was sent; try again"
+            }
         }
     }
 
     fn retry_after(self) -> Option<u16> {
-        matches!(self, Self::SessionUnknown | Self::Draining | Self::Overloaded).then_some(RETRY_AFTER)
+        let can_help = matches!(
+            self,
+            Self::SessionUnknown | Self::Draining | Self::Overloaded | Self::TooManyRequests | Self::AuditUnavailable
+        );
+        can_help.then_some(RETRY_AFTER)
     }
 
     /// The answer's body.
@@ -266,6 +284,8 @@ mod tests {
     #[rstest]
     #[case(Refusal::Draining, 503, "ServiceUnavailable")]
     #[case(Refusal::Overloaded, 429, "TooManyRequests")]
+    #[case(Refusal::TooManyRequests, 429, "TooManyRequests")]
+    #[case(Refusal::AuditUnavailable, 503, "ServiceUnavailable")]
     fn asks_to_come_back(#[case] refusal: Refusal, #[case] code: u16, #[case] reason: &str) {
         let (head, body) = refusal.response().into_parts();
         assert_eq!(
