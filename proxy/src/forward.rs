@@ -3,7 +3,7 @@
 //!
 //! The order is the point of this module. Each step may refuse, and a refused request sends nothing upstream.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -16,7 +16,8 @@ use crate::{
     clock::Clock,
     exchange::{Exchange, Opening},
     identity::{self, ActsAs},
-    metrics::Metrics,
+    limits::{Limits, load::Place, memory::Pressure},
+    metrics::{Completion, Limit, Metrics},
     pod::{ClientAddr, EnrolledPod, OriginalDst},
     sessions::{live::LiveSession, store::SessionLookup},
     status::Refusal,
@@ -40,6 +41,10 @@ pub struct Forwarder {
     pub node: Arc<str>,
     /// The tasks of upgraded streams, which outlive their requests.
     pub streams: TaskTracker,
+    /// How much a pod may ask.
+    pub limits: Limits,
+    /// How the agent's memory stands.
+    pub pressure: Arc<Pressure>,
 }
 
 /// The connection that a request came on, as the kernel vouched for it.
@@ -68,11 +73,32 @@ enum Acting {
 impl Forwarder {
     /// Serves one request. Always answers: an error of ours is a `Status`.
     pub async fn serve(&self, origin: &Origin, request: Request<Incoming>) -> Response<ResponseBody> {
-        let ticket = self.audit.admit().await;
+        let place = if self.pressure.refuses(&origin.pod) {
+            Err(Limit::Memory)
+        } else {
+            Place::for_request(&origin.pod, &request, &self.limits)
+        };
+        // Who has no place doesn't wait for one in the log either.
+        let admitted = match place {
+            Ok(_) => self.audit.admit().await,
+            Err(_) => self.audit.admit_at_once(),
+        };
+        if let Err(limit) = place {
+            self.metrics.limit_hit(limit);
+        }
+        let Ok(ticket) = admitted else {
+            return self.unwritten(&request, place.is_ok());
+        };
         let snapshot = self.sessions.snapshot();
         let session = snapshot.session(&origin.pod.wanted.session, self.clock.now());
+        let place = place.map_err(|_| Refusal::TooManyRequests);
+        let (place, session) = match place {
+            Ok(place) => (Some(place), session),
+            Err(refusal) => (None, Err(refusal)),
+        };
         let exchange = Arc::new(Exchange::open(Opening {
             ticket,
+            place,
             metrics: Arc::clone(&self.metrics),
             clock: self.clock.clone(),
             node: Arc::clone(&self.node),
@@ -90,6 +116,23 @@ impl Forwarder {
         });
         exchange.answered(response.status());
         response.map(|body| body.counted(exchange))
+    }
+
+    /// Refuses a request that the audit log has no room for; its loss is written down there when there is.
+    fn unwritten<B>(&self, request: &Request<B>, has_place: bool) -> Response<ResponseBody> {
+        self.metrics.limit_hit(Limit::AuditBacklog);
+        let refusal = if has_place {
+            Refusal::AuditUnavailable
+        } else {
+            Refusal::TooManyRequests
+        };
+        self.metrics.completed(&Completion {
+            method: request.method().as_str(),
+            code: refusal.code().as_u16(),
+            refused: Some(refusal),
+            duration: Duration::ZERO,
+        });
+        refuse(refusal)
     }
 
     async fn forward(
@@ -142,7 +185,7 @@ impl Forwarder {
         let answered = async {
             match upgrade {
                 Some(upgrade) => self.upgrade(&session, upgrade, request, exchange).await,
-                None => send(&session, request).await,
+                None => self.send(&session, request).await,
             }
         };
         tokio::select! {
@@ -191,42 +234,49 @@ impl Forwarder {
             .upstream
             .send_upgrade(request)
             .await
-            .map_err(|error| unreachable(session, &error))?;
+            .map_err(|error| self.unreachable(session, &error))?;
         if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
             return upgrade.switch(answer, session, Arc::clone(exchange), &self.streams);
         }
         Ok(pass_on(answer.map(crate::upstream::UpstreamBody::unpooled), session))
     }
-}
 
-async fn send(session: &LiveSession, request: Request<RequestBody>) -> Result<Response<ResponseBody>, Refusal> {
-    let answer = session
-        .upstream
-        .send(request)
-        .await
-        .map_err(|error| unreachable(session, &error))?;
-    if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
-        tracing::error!(session = %session.id, "the upstream switched protocols unasked");
-        return Err(Refusal::UpstreamFailed);
+    async fn send(
+        &self,
+        session: &LiveSession,
+        request: Request<RequestBody>,
+    ) -> Result<Response<ResponseBody>, Refusal> {
+        let answer = session
+            .upstream
+            .send(request)
+            .await
+            .map_err(|error| self.unreachable(session, &error))?;
+        if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+            tracing::error!(session = %session.id, "the upstream switched protocols unasked");
+            return Err(Refusal::UpstreamFailed);
+        }
+        Ok(pass_on(answer, session))
     }
-    Ok(pass_on(answer, session))
+
+    /// The cause goes to the log; the client is told which kind.
+    fn unreachable(&self, session: &LiveSession, error: &UpstreamError) -> Refusal {
+        tracing::warn!(session = %session.id, %error, "a request was not answered by the upstream");
+        if let Some(limit) = error.limit() {
+            self.metrics.limit_hit(limit);
+            return Refusal::Overloaded;
+        }
+        match error {
+            UpstreamError::Request(_) => Refusal::NotForwardable,
+            error if error.nothing_sent() => Refusal::UpstreamUnreachable,
+            _ => Refusal::UpstreamFailed,
+        }
+    }
 }
 
 fn pass_on(answer: Response<crate::upstream::UpstreamBody>, session: &LiveSession) -> Response<ResponseBody> {
     let mut answer = answer.map(|body| ResponseBody::upstream(body, &session.ended));
     identity::strip_response(answer.headers_mut());
     answer
-}
-
-/// The cause goes to the log; the client is told which kind.
-fn unreachable(session: &LiveSession, error: &UpstreamError) -> Refusal {
-    tracing::warn!(session = %session.id, %error, "a request was not answered by the upstream");
-    match error {
-        UpstreamError::Request(_) => Refusal::NotForwardable,
-        UpstreamError::Exhausted => Refusal::Overloaded,
-        error if error.nothing_sent() => Refusal::UpstreamUnreachable,
-        _ => Refusal::UpstreamFailed,
-    }
 }
 
 /// The answer that says so. A refused request may have left a body unread: the connection is closed after it

@@ -53,14 +53,14 @@ pub(super) fn request(bytes: &[u8]) {
 
     let impersonates = came.keys().any(|name| folded(name).starts_with("impersonate-"));
     assert!(
-        !impersonates || guard(&head).is_err(),
+        !impersonates || guard(&head, false).is_err(),
         "a client that impersonates passes"
     );
 
     let token: Result<BearerToken, _> = TOKEN.parse();
     let Ok(token) = token else { return };
     let undressable = came.keys().any(carries_identity);
-    let dressed_at_once = dress(&mut came.clone(), &token, None, None);
+    let dressed_at_once = dress(&mut came.clone(), Some(&token), None, None);
     assert_eq!(dressed_at_once.is_err(), undressable, "dressed over another's identity");
 
     strip(&mut head.headers);
@@ -80,7 +80,7 @@ pub(super) fn request(bytes: &[u8]) {
     let granted = Granted::read(&session);
     let acts_as = granted.acts_as();
     let told = granted.told.as_ref();
-    if dress(&mut head.headers, &token, acts_as.as_ref(), told).is_err() {
+    if dress(&mut head.headers, Some(&token), acts_as.as_ref(), told).is_err() {
         panic!("what was stripped can't be dressed");
     }
     let (ours, rest): (HeaderMap, HeaderMap) = lines_of(&head.headers).partition(|(name, _)| carries_identity(name));
