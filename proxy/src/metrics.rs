@@ -13,11 +13,13 @@ use prometheus_client::{
 
 use self::{
     collect::Process,
-    labels::{CodeClass, HandshakeLabels, RefusedLabel, ReloadLabels, RequestLabels, WatchLabels, WrittenLabels},
+    labels::{
+        CodeClass, HandshakeLabels, LimitLabels, RefusedLabel, ReloadLabels, RequestLabels, WatchLabels, WrittenLabels,
+    },
 };
 pub use self::{
     collect::{register_counts, register_gauge, register_gauges},
-    labels::{Followed, Watched, Written},
+    labels::{Followed, Limit, Watched, Written},
 };
 use crate::{clock::Clock, status::Refusal};
 
@@ -41,6 +43,7 @@ pub struct Metrics {
     watch_syncs: Family<WatchLabels, Gauge>,
     status_writes: Family<WrittenLabels, Counter>,
     events: Family<WrittenLabels, Counter>,
+    limit_hits: Family<LimitLabels, Counter>,
 }
 
 /// How one watch fares.
@@ -101,6 +104,7 @@ impl Metrics {
             watch_syncs: Family::default(),
             status_writes: Family::default(),
             events: Family::default(),
+            limit_hits: Family::default(),
         }
     }
 
@@ -176,7 +180,15 @@ impl Metrics {
             metrics.status_writes.clone(),
         );
         registry.register("events", "Events for operators, in the cluster", metrics.events.clone());
+        registry.register(
+            "limit_hits",
+            "Connections and requests that were refused or ended because of a limit",
+            metrics.limit_hits.clone(),
+        );
         // Exists from the start at zero, so that a rate has something to begin from.
+        for limit in Limit::ALL {
+            drop(metrics.limit_hits.get_or_create(&LimitLabels { limit }));
+        }
         for file in [
             Followed::Token,
             Followed::Certificate,
@@ -215,6 +227,17 @@ impl Metrics {
     /// Counts a failed handshake.
     pub fn handshake_failed(&self, cause: &'static str) {
         self.handshake_failures.get_or_create(&HandshakeLabels { cause }).inc();
+    }
+
+    /// Counts a connection or a request that came up against a limit.
+    pub fn limit_hit(&self, limit: Limit) {
+        self.limit_hits.get_or_create(&LimitLabels { limit }).inc();
+    }
+
+    /// How often a limit was come up against.
+    #[must_use]
+    pub fn limit_hits(&self, limit: Limit) -> u64 {
+        self.limit_hits.get_or_create(&LimitLabels { limit }).get()
     }
 
     /// The counter that whoever follows such a file counts failures in.
@@ -319,6 +342,7 @@ mod tests {
         completed("GET", 0, None);
         metrics.handshake_failed("distrusted");
         metrics.reload_failures(Followed::Token).inc();
+        metrics.limit_hit(Limit::ConnectionsPerPod);
         let stream = metrics.stream();
         let connection = metrics.connection();
         drop(connection);
@@ -331,6 +355,8 @@ mod tests {
             r#"understudy_request_duration_seconds_bucket{le="0.025"} 3"#,
             r#"understudy_reload_failures_total{file="token"} 1"#,
             r#"understudy_reload_failures_total{file="upstream-ca"} 0"#,
+            r#"understudy_limit_hits_total{limit="connections-per-pod"} 1"#,
+            r#"understudy_limit_hits_total{limit="memory"} 0"#,
             "understudy_streams 1",
             "# TYPE process_open_fds gauge",
             "understudy_inbound_connections_total 1",

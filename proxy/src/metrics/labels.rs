@@ -65,6 +65,77 @@ pub enum Written {
     Dropped,
 }
 
+/// A limit that something came up against. Named after its option, where it is one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Limit {
+    /// A request's head was too large.
+    HeaderBytes,
+    /// A request had too many header fields.
+    Headers,
+    /// A TLS handshake took too long.
+    HandshakeTimeout,
+    /// A request's head took too long.
+    HeaderTimeout,
+    /// A pod has as many connections as it may.
+    ConnectionsPerPod,
+    /// A pod has as many handshakes under way as it may.
+    HandshakesPerPod,
+    /// A pod has as many requests in flight as it may.
+    RequestsPerPod,
+    /// A pod has as many watches, upgrades and followed logs open as it may.
+    LongRunningPerPod,
+    /// A session has as many connections upstream as it may, and a request waited for one in vain.
+    UpstreamConnections,
+    /// As many audit events wait as may, and a request waited for room in vain.
+    AuditBacklog,
+    /// The process has no file descriptor left.
+    OpenFiles,
+    /// The agent's memory is nearly used up.
+    Memory,
+}
+
+impl Limit {
+    /// All, as the metric shows them from the start.
+    pub(super) const ALL: [Self; 12] = [
+        Self::HeaderBytes,
+        Self::Headers,
+        Self::HandshakeTimeout,
+        Self::HeaderTimeout,
+        Self::ConnectionsPerPod,
+        Self::HandshakesPerPod,
+        Self::RequestsPerPod,
+        Self::LongRunningPerPod,
+        Self::UpstreamConnections,
+        Self::AuditBacklog,
+        Self::OpenFiles,
+        Self::Memory,
+    ];
+
+    /// In logs and labels.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::HeaderBytes => "header-bytes",
+            Self::Headers => "headers",
+            Self::HandshakeTimeout => "handshake-timeout",
+            Self::HeaderTimeout => "header-timeout",
+            Self::ConnectionsPerPod => "connections-per-pod",
+            Self::HandshakesPerPod => "handshakes-per-pod",
+            Self::RequestsPerPod => "requests-per-pod",
+            Self::LongRunningPerPod => "long-running-per-pod",
+            Self::UpstreamConnections => "upstream-connections",
+            Self::AuditBacklog => "audit-backlog",
+            Self::OpenFiles => "open-files",
+            Self::Memory => "memory",
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct LimitLabels {
+    pub(super) limit: Limit,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct WatchLabels {
     pub(super) watch: Watched,
@@ -132,4 +203,5 @@ label_value!(Followed, label => match label {
     Followed::Sessions => "sessions",
 });
 label_value!(Watched, label => label.name());
+label_value!(Limit, label => label.name());
 label_value!(Written, label => match label { Written::Done => "done", Written::Failed => "failed", Written::Dropped => "dropped" });
