@@ -4,8 +4,8 @@
 
 use std::sync::Arc;
 
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
-use hyper::body::Incoming;
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Version, header};
+use hyper::body::{Body, Incoming};
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -66,16 +66,35 @@ impl Forwarder {
             session: session.as_deref().ok(),
             request: &request,
         }));
+        let unread = request.version() < Version::HTTP_2 && !request.body().is_end_stream();
         let outcome = match session {
             Ok(session) => self.forward(session, request, &exchange).await,
             Err(refusal) => Err(refusal),
         };
-        let response = outcome.unwrap_or_else(|refusal| {
-            exchange.refuse(refusal);
-            refuse(refusal)
-        });
-        exchange.answered(response.status());
-        response.map(|body| body.counted(exchange))
+        match outcome {
+            Ok(answer) => {
+                exchange.answered(answer.status());
+                answer.map(|body| body.counted(exchange))
+            }
+            Err(refusal) => refuse(exchange, refusal, unread),
+        }
+    }
+
+    /// Answers a request that is refused before its session is looked at: nothing of it can be relied on.
+    pub async fn decline<B>(&self, origin: &Origin, request: &Request<B>, refusal: Refusal) -> Response<ResponseBody> {
+        let ticket = self.audit.admit().await;
+        let snapshot = self.sessions.snapshot();
+        let session = snapshot.session(&origin.pod.wanted.session, self.clock.now());
+        let exchange = Arc::new(Exchange::open(Opening {
+            ticket,
+            metrics: Arc::clone(&self.metrics),
+            clock: self.clock.clone(),
+            node: Arc::clone(&self.node),
+            origin,
+            session: session.as_deref().ok(),
+            request,
+        }));
+        refuse(exchange, refusal, request.version() < Version::HTTP_2)
     }
 
     async fn forward(
@@ -117,7 +136,10 @@ impl Forwarder {
         tokio::select! {
             biased;
             () = session.ended.cancelled() => Err(session.refusal()),
-            answered = answered => answered,
+            // Why there is no answer is the client's doing, and it may still read.
+            answered = answered => answered.map_err(|refusal| {
+                if exchange.is_broken_off() { Refusal::BadRequest } else { refusal }
+            }),
         }
     }
 
@@ -172,6 +194,14 @@ fn unreachable(session: &LiveSession, error: &UpstreamError) -> Refusal {
 
 /// The answer that says so. A refused request may have left a body unread: the connection is closed after it
 /// where the protocol allows, so that what follows on it can't be taken for another request.
-fn refuse(refusal: Refusal) -> Response<ResponseBody> {
-    refusal.response().map(ResponseBody::ours)
+fn refuse(exchange: Arc<Exchange>, refusal: Refusal, closes: bool) -> Response<ResponseBody> {
+    exchange.refuse(refusal);
+    let mut response = refusal.response();
+    if closes {
+        response
+            .headers_mut()
+            .insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    exchange.answered(response.status());
+    response.map(|bytes| ResponseBody::ours(bytes).counted(exchange))
 }

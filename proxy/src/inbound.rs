@@ -1,9 +1,10 @@
 //! Connections from pods: from the first byte to the last request.
 //!
-//! The kernel has vouched for who dialled before anything here runs. [`tls`] terminates TLS, [`http`] serves
-//! HTTP/1.1 and HTTP/2 over it; requests go to [`crate::forward`].
+//! The kernel has vouched for who dialled before anything here runs. [`tls`] terminates TLS, [`screen`] keeps what isn't
+//! strictly HTTP/1 from the parser, [`http`] serves HTTP/1.1 and HTTP/2; requests go to [`crate::forward`].
 
 mod http;
+mod screen;
 mod tls;
 
 use std::{sync::Arc, time::Duration};
@@ -14,7 +15,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     forward::{Forwarder, Origin},
     limits::Limits,
-    metrics::Metrics,
+    metrics::{Limit, Metrics},
     pod::{Inbound, SessionId},
     sessions::store::SessionLookup,
 };
@@ -78,6 +79,9 @@ impl Server {
                 }
                 Err(error) => {
                     self.metrics.handshake_failed(error.label());
+                    if matches!(error, tls::HandshakeError::Timeout(_)) {
+                        self.metrics.limit_hit(Limit::HandshakeTimeout);
+                    }
                     tracing::debug!(pod = %origin.pod.wanted.name, %error, "a connection was not served");
                 }
             }

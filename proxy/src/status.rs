@@ -15,6 +15,12 @@ pub enum Refusal {
     PlainHttp,
     /// Not a request that can be understood in one way only.
     BadRequest,
+    /// A head larger than is allowed.
+    HeadTooLarge,
+    /// A head with more fields than are allowed.
+    TooManyHeaders,
+    /// A head that didn't come to its end in time.
+    RequestTimeout,
     /// The client asks to impersonate.
     Impersonation,
     /// The pod's session doesn't exist.
@@ -53,9 +59,12 @@ pub enum Refusal {
 
 impl Refusal {
     /// All of them, as the tables of metrics and tests need.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 22] = [
         Self::PlainHttp,
         Self::BadRequest,
+        Self::HeadTooLarge,
+        Self::TooManyHeaders,
+        Self::RequestTimeout,
         Self::Impersonation,
         Self::NoSession,
         Self::SessionExpired,
@@ -81,6 +90,9 @@ impl Refusal {
         match self {
             Self::PlainHttp => "plain-http",
             Self::BadRequest => "bad-request",
+            Self::HeadTooLarge => "head-too-large",
+            Self::TooManyHeaders => "too-many-headers",
+            Self::RequestTimeout => "request-timeout",
             Self::Impersonation => "impersonation",
             Self::NoSession => "no-session",
             Self::SessionExpired => "session-expired",
@@ -106,6 +118,8 @@ impl Refusal {
     pub fn code(self) -> StatusCode {
         match self {
             Self::PlainHttp | Self::BadRequest | Self::UnknownUpgrade => StatusCode::BAD_REQUEST,
+            Self::HeadTooLarge | Self::TooManyHeaders => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::Impersonation
             | Self::NoSession
             | Self::SessionExpired
@@ -122,12 +136,13 @@ impl Refusal {
         }
     }
 
-    /// The reason, one of `metav1.StatusReason`. Where it has none for a code (502), the nearest of its kind.
+    /// The reason, one of `metav1.StatusReason`. Where it has none for a code (408, 431, 502), the nearest of its kind.
     #[must_use]
     pub fn reason(self) -> &'static str {
         match self.code() {
             StatusCode::FORBIDDEN => "Forbidden",
             StatusCode::METHOD_NOT_ALLOWED => "MethodNotAllowed",
+            StatusCode::REQUEST_TIMEOUT => "Timeout",
             StatusCode::TOO_MANY_REQUESTS => "TooManyRequests",
             StatusCode::SERVICE_UNAVAILABLE => "ServiceUnavailable",
             code if code.is_client_error() => "BadRequest",
@@ -141,6 +156,13 @@ impl Refusal {
         match self {
             Self::PlainHttp => "understudy: this port speaks HTTPS; use https:// in the client's server URL",
             Self::BadRequest => "understudy: the request is malformed; nothing was sent on",
+            Self::HeadTooLarge => {
+                "understudy: the request's head is larger than is carried; nothing was sent on (the agent's --max-header-bytes)"
+            }
+            Self::TooManyHeaders => {
+                "understudy: the request has more header fields than are carried; nothing was sent on (the agent's --max-headers)"
+            }
+            Self::RequestTimeout => "understudy: the request did not come in time; nothing was sent on",
             Self::Impersonation => {
                 "understudy: a pod in a session cannot impersonate; remove the Impersonate-* headers (kubectl: --as, --as-group, --as-uid)"
             }
@@ -237,6 +259,9 @@ mod tests {
     #[rstest]
     #[case(Refusal::PlainHttp, 400, "BadRequest", "plain-http")]
     #[case(Refusal::BadRequest, 400, "BadRequest", "bad-request")]
+    #[case(Refusal::HeadTooLarge, 431, "BadRequest", "head-too-large")]
+    #[case(Refusal::TooManyHeaders, 431, "BadRequest", "too-many-headers")]
+    #[case(Refusal::RequestTimeout, 408, "Timeout", "request-timeout")]
     #[case(Refusal::Impersonation, 403, "Forbidden", "impersonation")]
     #[case(Refusal::NoSession, 403, "Forbidden", "no-session")]
     #[case(Refusal::SessionExpired, 403, "Forbidden", "session-expired")]

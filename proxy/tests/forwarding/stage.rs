@@ -30,14 +30,14 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use understudy::{
-    audit::Audit,
+    audit::{Audit, Destination},
     clock::Clock,
     credentials::{BearerToken, CredentialError, TokenFile},
     forward::Forwarder,
     inbound::Server,
     limits::Limits,
     metrics::Metrics,
-    pod::{CgroupId, ClientAddr, EnrolledPod, Inbound, OriginalDst, SessionId, WantedPod},
+    pod::{CgroupId, ClientAddr, EnrolledPod, Inbound, OriginalDst, WantedPod},
     sessions::{
         Declared,
         live::Credential,
@@ -66,6 +66,8 @@ pub(crate) struct Terms {
     pub(crate) alpn: Vec<&'static str>,
     pub(crate) streams: u32,
     pub(crate) spec: serde_json::Value,
+    pub(crate) limits: Limits,
+    pub(crate) allow_plain_http: bool,
 }
 
 impl Default for Terms {
@@ -77,6 +79,8 @@ impl Default for Terms {
                 "authMethod": "gateway-kubernetes-auth",
                 "impersonate": {"namespace": "prod", "serviceAccountName": "viewer"},
             }),
+            limits: Limits::default(),
+            allow_plain_http: false,
         }
     }
 }
@@ -114,6 +118,8 @@ pub(crate) struct Stage {
     pub(crate) secret: watch::Sender<Result<BearerToken, CredentialError>>,
     declare: mpsc::Sender<Vec<Declared>>,
     pub(crate) sessions: SessionLookup,
+    pub(crate) metrics: Arc<Metrics>,
+    audit: Audit,
     listener: TcpListener,
     inbound: mpsc::Sender<Inbound>,
     roots: RootCertStore,
@@ -196,33 +202,26 @@ impl Stage {
         }
         let metrics = Arc::new(Metrics::new());
         let drain = CancellationToken::new();
+        let log = Destination::File(directory.path().join("audit.log"));
+        let audit = Audit::start(log, &metrics).await.unwrap();
         let server = Server {
             forwarder: Arc::new(Forwarder {
                 sessions: sessions.clone(),
                 clock: Clock::system(),
-                audit: Audit::discarding(),
+                audit: audit.clone(),
                 metrics: Arc::clone(&metrics),
                 node: Arc::from("node"),
                 streams: TaskTracker::new(),
             }),
             tls: server_config(certificate).unwrap(),
-            allow_plain_http: false,
-            limits: Limits::default(),
-            metrics,
+            allow_plain_http: terms.allow_plain_http,
+            limits: terms.limits.clone(),
+            metrics: Arc::clone(&metrics),
             drain: drain.clone(),
         };
         let (inbound, accepted) = mpsc::channel(16);
         tokio::spawn(server.run(accepted, TaskTracker::new()));
-        let session: SessionId = "support/alice".parse().unwrap();
-        let pod = Arc::new(EnrolledPod {
-            wanted: WantedPod {
-                cgroup: "kubepods/pod1".into(),
-                name: Arc::from("shell-0"),
-                session,
-            },
-            cgroup_id: CgroupId(1),
-            gone: CancellationToken::new(),
-        });
+        let pod = pod("shell-0", 1);
         let stage = Self {
             seen,
             pod,
@@ -232,6 +231,8 @@ impl Stage {
             secret,
             declare,
             sessions,
+            metrics,
+            audit,
             listener: TcpListener::bind("127.0.0.1:0").await.unwrap(),
             inbound,
             roots: client_roots,
@@ -269,6 +270,20 @@ impl Stage {
 
     /// A connection of the pod's, as the enroller hands it over.
     pub(crate) async fn tcp(&self) -> TcpStream {
+        self.tcp_of(&self.pod).await
+    }
+
+    /// A connection of another pod's, which has a session of the same name.
+    pub(crate) async fn neighbour(&self) -> conn::http2::SendRequest<BoxBody<Bytes, Infallible>> {
+        let io = self.tls_over(self.tcp_of(&pod("neighbour-0", 2)).await, "h2").await;
+        let (sender, connection) = conn::http2::handshake(TokioExecutor::new(), TokioIo::new(io))
+            .await
+            .unwrap();
+        tokio::spawn(connection);
+        sender
+    }
+
+    async fn tcp_of(&self, pod: &Arc<EnrolledPod>) -> TcpStream {
         let (client, accepted) = tokio::join!(
             TcpStream::connect(self.listener.local_addr().unwrap()),
             self.listener.accept()
@@ -276,7 +291,7 @@ impl Stage {
         let (stream, client_address) = accepted.unwrap();
         let inbound = Inbound {
             stream,
-            pod: Arc::clone(&self.pod),
+            pod: Arc::clone(pod),
             original_dst: OriginalDst("10.96.0.1:443".parse().unwrap()),
             client: ClientAddr(client_address),
         };
@@ -285,17 +300,33 @@ impl Stage {
     }
 
     pub(crate) async fn tls(&self, alpn: &str) -> TlsStream<TcpStream> {
+        self.tls_over(self.tcp().await, alpn).await
+    }
+
+    async fn tls_over(&self, tcp: TcpStream, alpn: &str) -> TlsStream<TcpStream> {
+        let name = ServerName::try_from("kubernetes.default.svc").unwrap();
+        TlsConnector::from(Arc::new(self.client_config(alpn)))
+            .connect(name, tcp)
+            .await
+            .unwrap()
+    }
+
+    /// How a client in a pod speaks TLS.
+    pub(crate) fn client_config(&self, alpn: &str) -> ClientConfig {
         let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_root_certificates(self.roots.clone())
             .with_no_client_auth();
         config.alpn_protocols = vec![alpn.as_bytes().to_vec()];
-        let name = ServerName::try_from("kubernetes.default.svc").unwrap();
-        TlsConnector::from(Arc::new(config))
-            .connect(name, self.tcp().await)
-            .await
-            .unwrap()
+        config
+    }
+
+    /// The audit log, once the events of all requests so far are in it.
+    pub(crate) async fn events(&self) -> Vec<serde_json::Value> {
+        self.audit.drain(std::time::Duration::from_secs(20)).await.unwrap();
+        let log = std::fs::read_to_string(self.directory.path().join("audit.log")).unwrap();
+        log.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
     pub(crate) async fn http1(&self) -> conn::http1::SendRequest<BoxBody<Bytes, Infallible>> {
@@ -312,6 +343,18 @@ impl Stage {
         tokio::spawn(connection);
         sender
     }
+}
+
+fn pod(name: &str, cgroup: u64) -> Arc<EnrolledPod> {
+    Arc::new(EnrolledPod {
+        wanted: WantedPod {
+            cgroup: format!("kubepods/pod{cgroup}").into(),
+            name: Arc::from(name),
+            session: "support/alice".parse().unwrap(),
+        },
+        cgroup_id: CgroupId(cgroup),
+        gone: CancellationToken::new(),
+    })
 }
 
 /// As a resource where it names a Secret or a CA in itself, as a file says it otherwise.
@@ -392,6 +435,7 @@ async fn start_upstream(directory: &Path, terms: &Terms, seen: Arc<Seen>, handle
                 if http2 {
                     let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
                         .max_concurrent_streams(streams)
+                        .max_header_list_size(1 << 20)
                         .serve_connection(io, service);
                     let mut connection = std::pin::pin!(connection);
                     tokio::select! {
@@ -404,6 +448,7 @@ async fn start_upstream(directory: &Path, terms: &Terms, seen: Arc<Seen>, handle
                 } else {
                     let _ = hyper::server::conn::http1::Builder::new()
                         .half_close(true)
+                        .max_headers(1024)
                         .serve_connection(io, service)
                         .with_upgrades()
                         .await;
