@@ -13,10 +13,11 @@ use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    caller::x509::Certificate,
     forward::{Forwarder, Origin},
     limits::Limits,
     metrics::{Limit, Metrics},
-    pod::{Inbound, SessionId},
+    pod::{EnrolledPod, Inbound, SessionId},
     sessions::store::SessionLookup,
 };
 
@@ -30,6 +31,8 @@ pub struct Server {
     pub forwarder: Arc<Forwarder>,
     /// The certificates and terms of TLS.
     pub tls: Arc<rustls::ServerConfig>,
+    /// The same, for pods whose callers may prove by a certificate who they are.
+    pub asking_tls: Arc<rustls::ServerConfig>,
     /// Whether HTTP without TLS is served too.
     pub allow_plain_http: bool,
     /// How much a client may ask.
@@ -50,6 +53,12 @@ impl Server {
         }
     }
 
+    fn asks_for_a_certificate(&self, pod: &EnrolledPod) -> bool {
+        let snapshot = self.forwarder.sessions.snapshot();
+        let live = snapshot.in_force(&pod.wanted.session);
+        pod.is_outside() || live.is_some_and(|live| live.spec.method.is_callers_own())
+    }
+
     async fn connection(&self, accepted: Inbound) {
         let Inbound {
             stream,
@@ -58,16 +67,21 @@ impl Server {
             client,
         } = accepted;
         let _open = self.metrics.connection();
-        let origin = Origin {
+        let mut origin = Origin {
             pod,
             original_dst,
             client,
+            certificate: None,
         };
+        let asks = self.asks_for_a_certificate(&origin.pod);
+        let tls = if asks { &self.asking_tls } else { &self.tls };
+        let session = origin.pod.wanted.session.clone();
         let gone = origin.pod.gone.clone();
         let ended = CancellationToken::new();
         let served = async {
-            match tls::accept(stream, &self.tls, self.allow_plain_http, self.limits.handshake_timeout).await {
+            match tls::accept(stream, tls, self.allow_plain_http, self.limits.handshake_timeout).await {
                 Ok(stream) => {
+                    origin.certificate = Certificate::shown(stream.certificates());
                     let terms = http::Terms {
                         forwarder: Arc::clone(&self.forwarder),
                         origin: origin.clone(),
@@ -91,7 +105,7 @@ impl Server {
             () = served => {}
             () = gone.cancelled() => {}
             () = async {
-                session_end(self.forwarder.sessions.clone(), &origin.pod.wanted.session).await;
+                session_end(self.forwarder.sessions.clone(), &session, asks).await;
                 ended.cancel();
                 tokio::time::sleep(LAST_WORDS).await;
             } => {}
@@ -100,12 +114,19 @@ impl Server {
 }
 
 /// Waits for the end of the session that the connection serves: the one in force when it came or, while there is
-/// none, the next.
-async fn session_end(mut sessions: SessionLookup, id: &SessionId) {
+/// none, the next. One that came before its client could be asked for a certificate, `asked`, doesn't serve a session whose
+/// callers prove by one who they are: the client comes again, and is asked.
+async fn session_end(mut sessions: SessionLookup, id: &SessionId, asked: bool) {
     loop {
-        let live = sessions.snapshot().in_force(id).map(|live| live.ended.clone());
+        let live = sessions.snapshot().in_force(id).cloned();
         match live {
-            Some(ended) => return ended.cancelled().await,
+            Some(live) if live.spec.method.is_callers_own() && !asked => return,
+            Some(live) => {
+                let ended = live.ended.clone();
+                // Its end comes with its last holder as well.
+                drop(live);
+                return ended.cancelled().await;
+            }
             None => sessions.changed().await,
         }
     }
