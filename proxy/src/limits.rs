@@ -17,6 +17,9 @@ pub struct Limits {
     /// Streams that one HTTP/2 connection of a pod may have open.
     #[arg(long, value_name = "COUNT", default_value = "4096", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_streams_per_connection: u32,
+    /// Connections of one pod that may be on their way to its listener at a time.
+    #[arg(long, value_name = "COUNT", default_value = "4096", value_parser = clap::value_parser!(u32).range(64..=65536))]
+    pub max_pending_connections: u32,
     /// How long a client may take from the connection to the end of its TLS handshake, in seconds.
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
     pub handshake_timeout: Duration,
@@ -32,6 +35,7 @@ impl Default for Limits {
             max_header_bytes: 64 * 1024,
             max_headers: 256,
             max_streams_per_connection: 4096,
+            max_pending_connections: 4096,
             handshake_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(90),
         }

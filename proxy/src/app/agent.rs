@@ -35,7 +35,7 @@ use crate::{
     forward::Forwarder,
     handover::{Incumbent, Predecessor},
     inbound,
-    kernel::cgroup,
+    kernel::{self, cgroup},
     metrics::{Followed, Metrics},
     sessions::store::Store,
     trust::{ServedNames, roots::UpstreamRoots, serving::server_config},
@@ -107,7 +107,10 @@ impl Agent {
         let (accept, accepted) = mpsc::channel(INBOUND_BACKLOG);
         let interception = Interception {
             root: &root,
-            pin_dir: &options.kernel.pin_dir,
+            installation: kernel::Options {
+                flows_per_pod: options.limits.max_pending_connections,
+                ..kernel::Options::new(&options.kernel.pin_dir)
+            },
             yielded: predecessor.is_some(),
             addresses: addresses.clone(),
             wanted: wanted.clone(),
