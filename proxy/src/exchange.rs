@@ -16,6 +16,7 @@ use crate::{
     caller::Caller,
     clock::Clock,
     forward::Origin,
+    limits::load::Place,
     metrics::{Completion, Metrics, OpenStream},
     pod::EnrolledPod,
     sessions::{live::LiveSession, usage},
@@ -26,6 +27,8 @@ use crate::{
 pub struct Opening<'r, B> {
     /// The right to write an event, which the audit log gave.
     pub ticket: Ticket,
+    /// Its place among what the pod may have in flight; none where it is refused for want of one.
+    pub place: Option<Place>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Dates the event.
@@ -47,6 +50,7 @@ pub struct Exchange {
     started: Instant,
     event: Event,
     ticket: Option<Ticket>,
+    _place: Option<Place>,
     _open: OpenStream,
     /// While it is held, the session isn't idle.
     _use: Option<usage::Open>,
@@ -67,6 +71,7 @@ impl Exchange {
     pub fn open<B>(opening: Opening<'_, B>) -> Self {
         let Opening {
             ticket,
+            place,
             metrics,
             clock,
             node,
@@ -100,6 +105,7 @@ impl Exchange {
             started: Instant::now(),
             event,
             ticket: Some(ticket),
+            _place: place,
             code: AtomicU16::new(0),
             request_bytes: AtomicU64::new(0),
             response_bytes: AtomicU64::new(0),

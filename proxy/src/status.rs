@@ -67,11 +67,15 @@ pub enum Refusal {
     NoPodToken,
     /// The token was made for another pod, or for none.
     OtherPodsToken,
+    /// The pod has as many requests in flight as it may.
+    TooManyRequests,
+    /// The request can't be written to the audit log.
+    AuditUnavailable,
 }
 
 impl Refusal {
     /// All of them, as the tables of metrics and tests need.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 30] = [
         Self::PlainHttp,
         Self::BadRequest,
         Self::HeadTooLarge,
@@ -100,6 +104,8 @@ impl Refusal {
         Self::ImpersonationForbidden,
         Self::NoPodToken,
         Self::OtherPodsToken,
+        Self::TooManyRequests,
+        Self::AuditUnavailable,
     ];
 
     /// Its name in metrics and the audit log. It doesn't change between releases.
@@ -134,6 +140,8 @@ impl Refusal {
             Self::ImpersonationForbidden => "impersonation-forbidden",
             Self::NoPodToken => "no-pod-token",
             Self::OtherPodsToken => "other-pods-token",
+            Self::TooManyRequests => "too-many-requests",
+            Self::AuditUnavailable => "audit-unavailable",
         }
     }
 
@@ -156,13 +164,15 @@ impl Refusal {
             | Self::ImpersonationForbidden
             | Self::OtherPodsToken => StatusCode::FORBIDDEN,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Overloaded => StatusCode::TOO_MANY_REQUESTS,
+            Self::Overloaded | Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
             // Not the client's doing: what is wrong is the operator's to mend.
             Self::CredentialUnavailable | Self::NotForwardable | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::UpstreamFailed => StatusCode::BAD_GATEWAY,
-            Self::UpstreamUnreachable | Self::SessionUnknown | Self::Draining | Self::ProofUnavailable => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::UpstreamUnreachable
+            | Self::SessionUnknown
+            | Self::Draining
+            | Self::ProofUnavailable
+            | Self::AuditUnavailable => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
@@ -246,15 +256,24 @@ impl Refusal {
                 "understudy: Unauthorized: this pod's session asks for the pod's own service account token"
             }
             Self::OtherPodsToken => "understudy: the token shown was not made for this pod; use the pod's own",
+            Self::TooManyRequests => "understudy: this pod has too many requests in flight; try again",
+            Self::AuditUnavailable => {
+                "understudy: the request cannot be written to the audit log, so nothing was sent; try again"
+            }
         }
     }
 
     fn retry_after(self) -> Option<u16> {
-        matches!(
+        let can_help = matches!(
             self,
-            Self::SessionUnknown | Self::Draining | Self::Overloaded | Self::ProofUnavailable
-        )
-        .then_some(RETRY_AFTER)
+            Self::SessionUnknown
+                | Self::Draining
+                | Self::Overloaded
+                | Self::ProofUnavailable
+                | Self::TooManyRequests
+                | Self::AuditUnavailable
+        );
+        can_help.then_some(RETRY_AFTER)
     }
 
     /// The answer's body.
@@ -349,6 +368,8 @@ mod tests {
     #[case(Refusal::Draining, 503, "ServiceUnavailable")]
     #[case(Refusal::Overloaded, 429, "TooManyRequests")]
     #[case(Refusal::ProofUnavailable, 503, "ServiceUnavailable")]
+    #[case(Refusal::TooManyRequests, 429, "TooManyRequests")]
+    #[case(Refusal::AuditUnavailable, 503, "ServiceUnavailable")]
     fn asks_to_come_back(#[case] refusal: Refusal, #[case] code: u16, #[case] reason: &str) {
         let (head, body) = refusal.response().into_parts();
         assert_eq!(

@@ -105,7 +105,7 @@ where
                     refused.method_mut().clone_from(&verdict.method);
                     refused.uri_mut().clone_from(&verdict.target);
                     count(&forwarder.metrics, verdict.refusal);
-                    forwarder.decline(&origin, &refused, verdict.refusal).await
+                    forwarder.decline(&origin, &refused, verdict.refusal)
                 }
                 None => forwarder.serve(&origin, request).await,
             };
@@ -140,7 +140,7 @@ where
             Ok::<_, Infallible>(match beyond {
                 Some(refusal) => {
                     count(&forwarder.metrics, refusal);
-                    forwarder.decline(&origin, &request, refusal).await
+                    forwarder.decline(&origin, &request, refusal)
                 }
                 None => forwarder.serve(&origin, request).await,
             })

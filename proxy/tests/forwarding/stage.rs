@@ -30,7 +30,8 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use understudy::{
-    audit::{Audit, Destination},
+    admin::Readiness,
+    audit::{Audit, AuditFailure, Destination},
     caller::{
         Prover,
         authorities::{self, Authorities},
@@ -41,7 +42,7 @@ use understudy::{
     credentials::{BearerToken, CredentialError, TokenFile},
     forward::Forwarder,
     inbound::Server,
-    limits::Limits,
+    limits::{Limits, load::Load},
     metrics::Metrics,
     pod::{CgroupId, ClientAddr, EnrolledPod, Inbound, OriginalDst, WantedPod},
     sessions::{
@@ -55,7 +56,12 @@ use understudy::{
         roots::UpstreamRoots,
         serving::{asking_server_config, server_config},
     },
-    upstream::{Upstream, pool::DialCounts, roots::Roots, target::Target},
+    upstream::{
+        Upstream,
+        pool::{Bounds, DialCounts},
+        roots::Roots,
+        target::Target,
+    },
 };
 
 pub(crate) type Answer = Response<BoxBody<Bytes, Infallible>>;
@@ -116,6 +122,9 @@ impl Seen {
 pub(crate) struct Stage {
     pub(crate) seen: Arc<Seen>,
     pub(crate) pod: Arc<EnrolledPod>,
+    /// Another pod, in a session of its own that is always in force.
+    pub(crate) neighbour: Arc<EnrolledPod>,
+    pub(crate) metrics: Arc<Metrics>,
     pub(crate) dials: Arc<DialCounts>,
     pub(crate) drain: CancellationToken,
     /// Where the upstream is.
@@ -124,7 +133,6 @@ pub(crate) struct Stage {
     pub(crate) secret: watch::Sender<Result<BearerToken, CredentialError>>,
     declare: mpsc::Sender<Vec<Declared>>,
     pub(crate) sessions: SessionLookup,
-    pub(crate) metrics: Arc<Metrics>,
     audit: Audit,
     listener: TcpListener,
     inbound: mpsc::Sender<Inbound>,
@@ -136,6 +144,7 @@ struct Outfit {
     target: Target,
     roots: Roots,
     dials: Arc<DialCounts>,
+    bounds: Bounds,
     secret: watch::Receiver<Result<BearerToken, CredentialError>>,
     /// What the agent asks the upstream with who callers are.
     client: kube::Client,
@@ -148,7 +157,7 @@ impl Outfitter for Outfit {
             Some(server) => (server.target.clone(), server.roots(&self.roots, &Counter::default())),
             None => (self.target.clone(), self.roots.clone()),
         };
-        Upstream::new(target, roots, Arc::clone(&self.dials))
+        Upstream::new(target, roots, Arc::clone(&self.dials), self.bounds)
     }
 
     fn own_token(&self) -> Credential {
@@ -209,7 +218,12 @@ impl Stage {
         let roots = Roots::followed(roots);
         std::fs::write(directory.path().join("token"), "agent-token").unwrap();
         let own_token = TokenFile::follow(directory.path().join("token"), Clock::system(), failures.clone()).await;
-        let upstream = Upstream::new(target.clone(), roots.clone(), Arc::default());
+        let upstream = Upstream::new(
+            target.clone(),
+            roots.clone(),
+            Arc::default(),
+            Bounds::from(&terms.limits),
+        );
         let metrics = Arc::new(Metrics::new());
         let outfit = Outfit {
             secret: in_secret,
@@ -218,6 +232,7 @@ impl Stage {
             dials: Arc::clone(&dials),
             client: client(upstream, own_token),
             metrics: Metrics::clone(&metrics),
+            bounds: Bounds::from(&terms.limits),
         };
         let (store, sessions, _) = Store::new(outfit, Clock::system());
         let (declare, declared) = mpsc::channel(1);
@@ -234,7 +249,14 @@ impl Stage {
         }
         let drain = CancellationToken::new();
         let log = Destination::File(directory.path().join("audit.log"));
-        let audit = Audit::start(log, &metrics).await.unwrap();
+        let keeping = understudy::audit::Terms {
+            failure: AuditFailure::Refuse,
+            patience: terms.limits.queue_timeout,
+            node: Arc::from("node"),
+            condition: Readiness::default().condition("audit"),
+            clock: Clock::system(),
+        };
+        let audit = Audit::start(log, keeping, &metrics).await.unwrap();
         let server = Server {
             forwarder: Arc::new(Forwarder {
                 sessions: sessions.clone(),
@@ -243,6 +265,8 @@ impl Stage {
                 metrics: Arc::clone(&metrics),
                 node: Arc::from("node"),
                 streams: TaskTracker::new(),
+                limits: terms.limits.clone(),
+                pressure: Arc::default(),
             }),
             tls: server_config(certificate.clone()).unwrap(),
             asking_tls: asking_server_config(certificate).unwrap(),
@@ -253,17 +277,19 @@ impl Stage {
         };
         let (inbound, accepted) = mpsc::channel(16);
         tokio::spawn(server.run(accepted, TaskTracker::new()));
-        let pod = pod("shell-0", 1);
+        let pod = enrolled("shell-0", "support/alice", 1);
+        let neighbour = enrolled("shell-1", "support/bob", 2);
         let stage = Self {
             seen,
             pod,
+            neighbour,
+            metrics,
             dials,
             drain,
             address,
             secret,
             declare,
             sessions,
-            metrics,
             audit,
             listener: TcpListener::bind("127.0.0.1:0").await.unwrap(),
             inbound,
@@ -278,15 +304,18 @@ impl Stage {
     pub(crate) async fn declare(&self, spec: Option<serde_json::Value>) {
         let id = self.pod.wanted.session.clone();
         let wanted_in_force = spec.is_some();
-        let declared = spec.map(|spec| Declared {
-            id: id.clone(),
-            pods: vec![self.pod.wanted.clone()],
+        let declared = |pod: &EnrolledPod, spec| Declared {
+            id: pod.wanted.session.clone(),
+            pods: vec![pod.wanted.clone()],
             spec: parse(spec),
             incarnation: None,
             last_used: None,
-        });
+        };
+        let neighbours = declared(&self.neighbour, Terms::default().spec);
+        let declared = spec.map(|spec| declared(&self.pod, spec));
         let refused = declared.as_ref().is_some_and(|declared| declared.spec.is_err());
-        self.declare.send(declared.into_iter().collect()).await.unwrap();
+        let all = declared.into_iter().chain([neighbours]).collect();
+        self.declare.send(all).await.unwrap();
         if refused {
             return;
         }
@@ -305,14 +334,9 @@ impl Stage {
         self.tcp_of(&self.pod).await
     }
 
-    /// A connection of another pod's, which has a session of the same name.
+    /// A connection of another pod's, over HTTP/2.
     pub(crate) async fn neighbour(&self) -> conn::http2::SendRequest<BoxBody<Bytes, Infallible>> {
-        let io = self.tls_over(self.tcp_of(&pod("neighbour-0", 2)).await, "h2").await;
-        let (sender, connection) = conn::http2::handshake(TokioExecutor::new(), TokioIo::new(io))
-            .await
-            .unwrap();
-        tokio::spawn(connection);
-        sender
+        self.http2_of(&self.neighbour).await
     }
 
     async fn tcp_of(&self, pod: &Arc<EnrolledPod>) -> TcpStream {
@@ -332,13 +356,13 @@ impl Stage {
     }
 
     pub(crate) async fn tls(&self, alpn: &str) -> TlsStream<TcpStream> {
-        self.tls_over(self.tcp().await, alpn).await
+        self.tls_of(&self.pod, alpn).await
     }
 
-    async fn tls_over(&self, tcp: TcpStream, alpn: &str) -> TlsStream<TcpStream> {
+    async fn tls_of(&self, pod: &Arc<EnrolledPod>, alpn: &str) -> TlsStream<TcpStream> {
         let name = ServerName::try_from("kubernetes.default.svc").unwrap();
         TlsConnector::from(Arc::new(self.client_config(alpn)))
-            .connect(name, tcp)
+            .connect(name, self.tcp_of(pod).await)
             .await
             .unwrap()
     }
@@ -370,23 +394,31 @@ impl Stage {
     }
 
     pub(crate) async fn http2(&self) -> conn::http2::SendRequest<BoxBody<Bytes, Infallible>> {
-        let io = TokioIo::new(self.tls("h2").await);
+        self.http2_of(&self.pod).await
+    }
+
+    pub(crate) async fn http2_of(
+        &self,
+        pod: &Arc<EnrolledPod>,
+    ) -> conn::http2::SendRequest<BoxBody<Bytes, Infallible>> {
+        let io = TokioIo::new(self.tls_of(pod, "h2").await);
         let (sender, connection) = conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
         tokio::spawn(connection);
         sender
     }
 }
 
-fn pod(name: &str, cgroup: u64) -> Arc<EnrolledPod> {
+fn enrolled(name: &str, session: &str, cgroup: u64) -> Arc<EnrolledPod> {
     Arc::new(EnrolledPod {
         wanted: WantedPod {
             cgroup: format!("kubepods/pod{cgroup}").into(),
             name: Arc::from(name),
-            session: "support/alice".parse().unwrap(),
+            session: session.parse().unwrap(),
             uid: Some(format!("pod-{cgroup}").into()),
         },
         cgroup_id: CgroupId(cgroup),
         gone: CancellationToken::new(),
+        load: Load::default(),
     })
 }
 
