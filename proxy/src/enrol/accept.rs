@@ -14,6 +14,7 @@ use tracing::{debug, error, warn};
 use super::refusals::{Refusal, Refusals};
 use crate::{
     kernel::{Flow, Kernel},
+    limits::descriptors,
     pod::{CgroupId, ClientAddr, EnrolledPod, Inbound, NetnsCookie, OriginalDst},
 };
 
@@ -74,6 +75,13 @@ impl Acceptor {
         let flow = self.kernel.take_flow(post.netns, client, post.port).map_err(|error| {
             error!(%error, "a connection is refused");
             Refusal::Unreadable
+        });
+        // Its record is taken in any case, and its place in the table free again.
+        let flow = flow.and_then(|flow| {
+            if descriptors::is_reserved(&stream) {
+                return Err(Refusal::OpenFiles);
+            }
+            Ok(flow)
         });
         match flow.and_then(|flow| judge(flow, post.pod.cgroup_id, post.enrolment)) {
             Ok(original_dst) => {

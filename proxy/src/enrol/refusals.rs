@@ -13,11 +13,19 @@ pub enum Refusal {
     Stale,
     /// The flow table can't be read.
     Unreadable,
+    /// The descriptors that are left are kept for what isn't a pod's.
+    OpenFiles,
 }
 
 impl Refusal {
     /// Every reason.
-    pub const ALL: [Self; 4] = [Self::NoRecord, Self::OtherPod, Self::Stale, Self::Unreadable];
+    pub const ALL: [Self; 5] = [
+        Self::NoRecord,
+        Self::OtherPod,
+        Self::Stale,
+        Self::Unreadable,
+        Self::OpenFiles,
+    ];
 
     /// Its name as metrics have it.
     #[must_use]
@@ -27,6 +35,7 @@ impl Refusal {
             Self::OtherPod => "other_pod",
             Self::Stale => "stale",
             Self::Unreadable => "unreadable",
+            Self::OpenFiles => "open_files",
         }
     }
 }

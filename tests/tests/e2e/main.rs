@@ -6,6 +6,7 @@ mod away;
 mod clients;
 mod cluster;
 mod definition;
+mod faults;
 mod hold;
 mod load;
 mod node_in_a_box;
