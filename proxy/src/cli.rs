@@ -185,6 +185,11 @@ pub struct ClusterOptions {
         default_value = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt"
     )]
     pub ca_file: PathBuf,
+    /// The CA of the cluster's clients, for sessions whose callers prove who they are; read again when it changes. Without
+    /// `--sessions` it is otherwise what the API server publishes in
+    /// kube-system/extension-apiserver-authentication.
+    #[arg(long, value_name = "PATH")]
+    pub client_ca_file: Option<PathBuf>,
 }
 
 /// Why a workload accepts our certificate.

@@ -3,8 +3,8 @@
 //!
 //! Everything the agent asks for itself goes through [`client`], on the same pinned and verified way that requests of
 //! sessions take. [`watch`] follows a kind of object for whoever needs it; [`source`] puts what was seen together and
-//! declares it ([`declare`]) to the store, pods that are [`departing`] included; [`status`], [`news`] and [`rights`] tell. An API server that can't be
-//! reached changes nothing: what was seen last stays in force.
+//! declares it ([`declare`]) to the store, pods that are [`departing`] included; [`status`], [`news`] and [`rights`]
+//! tell. An API server that can't be reached changes nothing: what was seen last stays in force.
 
 pub mod addresses;
 pub mod client;
@@ -24,7 +24,7 @@ pub mod watch;
 pub mod writer;
 
 #[cfg(test)]
-mod mock;
+pub(crate) mod mock;
 
 use std::{fmt, time::Duration};
 

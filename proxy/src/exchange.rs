@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use crate::{
     audit::{Event, Ticket},
+    caller::Caller,
     clock::Clock,
     forward::Origin,
     limits::load::Place,
@@ -59,6 +60,8 @@ pub struct Exchange {
     cut_short: AtomicBool,
     upgrade: OnceLock<&'static str>,
     refused: OnceLock<Refusal>,
+    caller: OnceLock<(Option<String>, &'static str)>,
+    acts_as: OnceLock<String>,
 }
 
 impl Exchange {
@@ -108,6 +111,8 @@ impl Exchange {
             cut_short: AtomicBool::new(false),
             upgrade: OnceLock::new(),
             refused: OnceLock::new(),
+            caller: OnceLock::new(),
+            acts_as: OnceLock::new(),
         }
     }
 
@@ -143,6 +148,16 @@ impl Exchange {
         let _ = self.refused.set(refusal);
     }
 
+    /// The caller has proved who it is.
+    pub fn proved(&self, caller: &Caller) {
+        let _ = self.caller.set((caller.name().map(str::to_owned), caller.proof.name()));
+    }
+
+    /// Whom it acts as, where that isn't for the session to say.
+    pub fn acts_as(&self, name: &str) {
+        let _ = self.acts_as.set(name.to_owned());
+    }
+
     /// It goes on in another protocol.
     pub fn upgraded(&self, protocol: &'static str) {
         let _ = self.upgrade.set(protocol);
@@ -174,6 +189,13 @@ impl Drop for Exchange {
         event.cut_short = self.cut_short.load(Ordering::Relaxed);
         event.upgrade = self.upgrade.get().copied();
         event.refused = refused.map(Refusal::as_str);
+        if let Some((name, proof)) = self.caller.take() {
+            event.caller = name;
+            event.proof = Some(proof);
+        }
+        if let Some(name) = self.acts_as.take() {
+            event.acts_as = Some(name);
+        }
         ticket.finish(event);
     }
 }

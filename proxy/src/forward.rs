@@ -1,19 +1,21 @@
-//! One request: looked up, guarded, judged by the session's own rules, stripped, dressed, sent on, streamed back, written down.
+//! One request: looked up, guarded, judged by the session's own rules, its caller's proof seen to, stripped, dressed, sent
+//! on, streamed back, written down.
 //!
 //! The order is the point of this module. Each step may refuse, and a refused request sends nothing upstream.
 
 use std::{sync::Arc, time::Duration};
 
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio_util::task::TaskTracker;
 
 use crate::{
     audit::Audit,
     body::{RequestBody, ResponseBody},
+    caller::{Shown, x509::Certificate},
     clock::Clock,
     exchange::{Exchange, Opening},
-    identity,
+    identity::{self, ActsAs},
     limits::{Limits, load::Place, memory::Pressure},
     metrics::{Completion, Limit, Metrics},
     pod::{ClientAddr, EnrolledPod, OriginalDst},
@@ -54,6 +56,18 @@ pub struct Origin {
     pub original_dst: OriginalDst,
     /// From where.
     pub client: ClientAddr,
+    /// The certificate that the client showed, where it was asked for one. It proves nothing before it is judged.
+    pub certificate: Option<Arc<Certificate>>,
+}
+
+/// As whom a request goes upstream.
+enum Acting {
+    /// As the session says.
+    Session,
+    /// As the caller proved to be, or may be.
+    Caller(ActsAs),
+    /// As nobody: without a credential.
+    Nobody,
 }
 
 impl Forwarder {
@@ -93,7 +107,7 @@ impl Forwarder {
             request: &request,
         }));
         let outcome = match session {
-            Ok(session) => self.forward(session, request, &exchange).await,
+            Ok(session) => self.forward(session, origin, request, &exchange).await,
             Err(refusal) => Err(refusal),
         };
         let response = outcome.unwrap_or_else(|refusal| {
@@ -124,22 +138,39 @@ impl Forwarder {
     async fn forward(
         &self,
         session: Arc<LiveSession>,
+        origin: &Origin,
         mut request: Request<Incoming>,
         exchange: &Arc<Exchange>,
     ) -> Result<Response<ResponseBody>, Refusal> {
+        let is_callers_own = session.spec.method.is_callers_own();
+        // Whoever reaches the agent's own listener is nobody until it proves otherwise: it is lent no identity.
+        if origin.pod.is_outside() && !is_callers_own {
+            return Err(Refusal::SessionInvalid);
+        }
         let upgrade = upgrade::requested(&mut request)?;
         let (mut head, body) = request.into_parts();
-        identity::guard(&head)?;
+        identity::guard(&head, is_callers_own)?;
         if session.spec.refuse.refuse(&head.method, &head.uri, upgrade.is_some()) {
             return Err(Refusal::NotGranted);
         }
+        let is_websocket = upgrade.as_ref().is_some_and(Upgrade::is_websocket);
+        let acting = self
+            .acting(&session, origin, &head.headers, is_websocket, exchange)
+            .await?;
         identity::strip(&mut head.headers);
-        let token = session.token(self.clock.now()).map_err(|error| {
-            tracing::error!(session = %session.id, %error, "no credential to act with");
-            Refusal::CredentialUnavailable
-        })?;
-        let acts_as = session.spec.method.acts_as();
-        identity::dress(&mut head.headers, &token, acts_as, session.told()).map_err(|error| {
+        let token = match acting {
+            Acting::Nobody => None,
+            Acting::Session | Acting::Caller(_) => Some(session.token(self.clock.now()).map_err(|error| {
+                tracing::error!(session = %session.id, %error, "no credential to act with");
+                Refusal::CredentialUnavailable
+            })?),
+        };
+        let acts_as = match &acting {
+            Acting::Session => session.spec.method.acts_as(),
+            Acting::Caller(acts_as) => Some(acts_as),
+            Acting::Nobody => None,
+        };
+        identity::dress(&mut head.headers, token.as_ref(), acts_as, session.told()).map_err(|error| {
             tracing::error!(session = %session.id, %error, "a request is not forwarded");
             Refusal::Internal
         })?;
@@ -162,6 +193,34 @@ impl Forwarder {
             () = session.ended.cancelled() => Err(session.refusal()),
             answered = answered => answered,
         }
+    }
+
+    /// Has the caller prove what the session asks for.
+    async fn acting(
+        &self,
+        session: &LiveSession,
+        origin: &Origin,
+        headers: &HeaderMap,
+        is_websocket: bool,
+        exchange: &Exchange,
+    ) -> Result<Acting, Refusal> {
+        let Some(prover) = &session.prover else {
+            return Ok(Acting::Session);
+        };
+        let shown = Shown::read(headers, is_websocket)?;
+        if session.spec.require_pod_token {
+            prover.is_of_pod(&shown, origin.pod.wanted.uid.as_deref()).await?;
+        }
+        if !session.spec.method.is_callers_own() {
+            return Ok(Acting::Session);
+        }
+        let caller = prover
+            .prove(origin.certificate.as_deref(), &shown, self.clock.now())
+            .await?;
+        exchange.proved(&caller);
+        let acts_as = prover.acts_as(&caller, &shown).await?;
+        exchange.acts_as(acts_as.as_ref().map_or(identity::ANONYMOUS, ActsAs::name));
+        Ok(acts_as.map_or(Acting::Nobody, Acting::Caller))
     }
 
     async fn upgrade(

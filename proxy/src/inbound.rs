@@ -17,6 +17,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    caller::x509::Certificate,
     forward::{Forwarder, Origin},
     limits::{Limits, load::Place},
     metrics::{Limit, Metrics},
@@ -37,6 +38,8 @@ pub struct Server {
     pub forwarder: Arc<Forwarder>,
     /// The certificates and terms of TLS.
     pub tls: Arc<rustls::ServerConfig>,
+    /// The same, for pods whose callers may prove by a certificate who they are.
+    pub asking_tls: Arc<rustls::ServerConfig>,
     /// Whether HTTP without TLS is served too.
     pub allow_plain_http: bool,
     /// How much a client may ask.
@@ -67,6 +70,12 @@ impl Server {
         }
     }
 
+    fn asks_for_a_certificate(&self, pod: &EnrolledPod) -> bool {
+        let snapshot = self.forwarder.sessions.snapshot();
+        let live = snapshot.in_force(&pod.wanted.session);
+        pod.is_outside() || live.is_some_and(|live| live.spec.method.is_callers_own())
+    }
+
     fn admit(&self, accepted: &Inbound) -> Result<Place, Limit> {
         let pressure = &self.forwarder.pressure;
         if pressure.refuses(&accepted.pod) {
@@ -84,7 +93,12 @@ impl Server {
     }
 
     /// The first bytes, for which clients of one pod wait among themselves.
-    async fn handshake(&self, stream: TcpStream, pod: &EnrolledPod) -> Result<tls::Accepted, tls::HandshakeError> {
+    async fn handshake(
+        &self,
+        stream: TcpStream,
+        pod: &EnrolledPod,
+        tls: &Arc<rustls::ServerConfig>,
+    ) -> Result<tls::Accepted, tls::HandshakeError> {
         let patience = Instant::now() + self.limits.handshake_timeout;
         let places = pod.load.handshakes(&self.limits);
         let _turn = if let Ok(turn) = places.try_acquire() {
@@ -97,7 +111,7 @@ impl Server {
             }
         };
         let left = patience.saturating_duration_since(Instant::now());
-        let accepted = tls::accept(stream, &self.tls, self.allow_plain_http, left).await;
+        let accepted = tls::accept(stream, tls, self.allow_plain_http, left).await;
         if matches!(accepted, Err(tls::HandshakeError::Timeout)) {
             self.metrics.limit_hit(Limit::HandshakeTimeout);
         }
@@ -112,16 +126,19 @@ impl Server {
             client,
         } = accepted;
         let _open = self.metrics.connection();
-        let origin = Origin {
-            pod,
+        let mut origin = Origin {
+            pod: Arc::clone(&pod),
             original_dst,
             client,
+            certificate: None,
         };
-        let gone = origin.pod.gone.clone();
+        let asks = self.asks_for_a_certificate(&pod);
+        let tls = if asks { &self.asking_tls } else { &self.tls };
         let ended = CancellationToken::new();
         let served = async {
-            match self.handshake(stream, &origin.pod).await {
+            match self.handshake(stream, &pod, tls).await {
                 Ok(stream) => {
+                    origin.certificate = Certificate::shown(stream.certificates());
                     let terms = http::Terms {
                         forwarder: Arc::clone(&self.forwarder),
                         origin: origin.clone(),
@@ -133,17 +150,17 @@ impl Server {
                 }
                 Err(error) => {
                     self.metrics.handshake_failed(error.label());
-                    tracing::debug!(pod = %origin.pod.wanted.name, %error, "a connection was not served");
+                    tracing::debug!(pod = %pod.wanted.name, %error, "a connection was not served");
                 }
             }
         };
         // Both ends cut the connection itself, and so what a client that doesn't read would hold open.
         tokio::select! {
             () = served => {}
-            () = gone.cancelled() => {}
-            () = origin.pod.load.shed.notified() => {}
+            () = pod.gone.cancelled() => {}
+            () = pod.load.shed.notified() => {}
             () = async {
-                session_end(self.forwarder.sessions.clone(), &origin.pod.wanted.session).await;
+                session_end(self.forwarder.sessions.clone(), &pod.wanted.session, asks).await;
                 ended.cancel();
                 tokio::time::sleep(LAST_WORDS).await;
             } => {}
@@ -152,12 +169,19 @@ impl Server {
 }
 
 /// Waits for the end of the session that the connection serves: the one in force when it came or, while there is
-/// none, the next.
-async fn session_end(mut sessions: SessionLookup, id: &SessionId) {
+/// none, the next. One that came before its client could be asked for a certificate, `asked`, doesn't serve a session whose
+/// callers prove by one who they are: the client comes again, and is asked.
+async fn session_end(mut sessions: SessionLookup, id: &SessionId, asked: bool) {
     loop {
-        let live = sessions.snapshot().in_force(id).map(|live| live.ended.clone());
+        let live = sessions.snapshot().in_force(id).cloned();
         match live {
-            Some(ended) => return ended.cancelled().await,
+            Some(live) if live.spec.method.is_callers_own() && !asked => return,
+            Some(live) => {
+                let ended = live.ended.clone();
+                // Its end comes with its last holder as well.
+                drop(live);
+                return ended.cancelled().await;
+            }
             None => sessions.changed().await,
         }
     }

@@ -14,12 +14,13 @@ use prometheus_client::{
 use self::{
     collect::Process,
     labels::{
-        CodeClass, HandshakeLabels, LimitLabels, RefusedLabel, ReloadLabels, RequestLabels, WatchLabels, WrittenLabels,
+        CodeClass, HandshakeLabels, LimitLabels, ProofLabels, RefusedLabel, ReloadLabels, RequestLabels, WatchLabels,
+        WrittenLabels,
     },
 };
 pub use self::{
     collect::{register_counts, register_gauge, register_gauges},
-    labels::{Followed, Limit, Watched, Written},
+    labels::{Followed, Limit, ProofOf, ProofOutcome, Watched, Written},
 };
 use crate::{clock::Clock, status::Refusal};
 
@@ -36,6 +37,7 @@ pub struct Metrics {
     connections_open: Gauge,
     handshake_failures: Family<HandshakeLabels, Counter>,
     reload_failures: Family<ReloadLabels, Counter>,
+    proofs: Family<ProofLabels, Counter>,
     audit_events: Counter,
     audit_write_failures: Counter,
     audit_events_dropped: Counter,
@@ -98,6 +100,7 @@ impl Metrics {
             connections_open: Gauge::default(),
             handshake_failures: Family::default(),
             reload_failures: Family::default(),
+            proofs: Family::default(),
             audit_events: Counter::default(),
             audit_write_failures: Counter::default(),
             audit_events_dropped: Counter::default(),
@@ -155,6 +158,11 @@ impl Metrics {
             "Re-readings of a followed file that failed, the last good content staying in use",
             metrics.reload_failures.clone(),
         );
+        registry.register(
+            "caller_proofs",
+            "What callers showed to prove who they are, and what came of it",
+            metrics.proofs.clone(),
+        );
         registry.register("audit_events", "Audit events written", metrics.audit_events.clone());
         registry.register(
             "audit_write_failures",
@@ -201,6 +209,7 @@ impl Metrics {
             Followed::Certificate,
             Followed::UpstreamCa,
             Followed::Sessions,
+            Followed::ClientCa,
         ] {
             drop(metrics.reload_failures.get_or_create(&ReloadLabels { file }));
         }
@@ -251,6 +260,11 @@ impl Metrics {
     #[must_use]
     pub fn reload_failures(&self, file: Followed) -> Counter {
         self.reload_failures.get_or_create(&ReloadLabels { file }).clone()
+    }
+
+    /// Counts what a caller showed.
+    pub fn proof(&self, proof: ProofOf, outcome: ProofOutcome) {
+        self.proofs.get_or_create(&ProofLabels { proof, outcome }).inc();
     }
 
     /// How a watch of such objects fares.
@@ -354,6 +368,7 @@ mod tests {
         metrics.handshake_failed("distrusted");
         metrics.reload_failures(Followed::Token).inc();
         metrics.limit_hit(Limit::ConnectionsPerPod);
+        metrics.proof(ProofOf::Token, ProofOutcome::Invalid);
         let stream = metrics.stream();
         let connection = metrics.connection();
         drop(connection);
@@ -365,6 +380,7 @@ mod tests {
             r#"understudy_requests_total{method="GET",code="none",refused=""} 1"#,
             r#"understudy_request_duration_seconds_bucket{le="0.025"} 3"#,
             r#"understudy_reload_failures_total{file="token"} 1"#,
+            r#"understudy_caller_proofs_total{proof="token",outcome="invalid"} 1"#,
             r#"understudy_reload_failures_total{file="upstream-ca"} 0"#,
             r#"understudy_limit_hits_total{limit="connections-per-pod"} 1"#,
             r#"understudy_limit_hits_total{limit="memory"} 0"#,

@@ -35,6 +35,7 @@ fn wanted(cgroup: &str, session: &str) -> WantedPod {
         cgroup: cgroup.into(),
         name: cgroup.into(),
         session: session.parse().unwrap(),
+        uid: None,
     }
 }
 

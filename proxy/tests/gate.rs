@@ -93,6 +93,7 @@ async fn it_opens_when_the_pod_is_enrolled(#[case] host: &str) {
         cgroup: "pod".into(),
         name: "pod".into(),
         session: "a/b".parse().unwrap(),
+        uid: None,
     };
     let (_wanted, wanted) = watch::channel(Arc::from([pod]));
     let (_settle, leftovers) = watch::channel(Leftovers::Untag);

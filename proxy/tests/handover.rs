@@ -44,6 +44,7 @@ fn wanted(pods: &[&str]) -> Arc<[WantedPod]> {
         cgroup: pod.into(),
         name: (*pod).into(),
         session: "a/b".parse().unwrap(),
+        uid: None,
     };
     pods.iter().map(wanted).collect()
 }

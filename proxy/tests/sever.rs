@@ -46,6 +46,7 @@ impl Agent {
                 cgroup: pod.into(),
                 name: (*pod).into(),
                 session: "a/b".parse().unwrap(),
+                uid: None,
             })
             .collect();
         let (wanted, wanted_here) = watch::channel(Arc::from(pods));

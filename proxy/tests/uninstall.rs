@@ -89,6 +89,7 @@ async fn after_uninstall_nothing_of_an_agent_is_left() {
         cgroup: "pod".into(),
         name: "pod".into(),
         session: "a/b".parse().unwrap(),
+        uid: None,
     };
     let (_wanted, wanted) = watch::channel(Arc::from([pod]));
     let (_settle, leftovers) = watch::channel(Leftovers::Untag);

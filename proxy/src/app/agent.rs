@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeSet,
     net::SocketAddr,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, OnceLock, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -18,8 +18,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     certificate::{Surroundings, serving_certificate},
+    confine::syscalls,
     intercept::{Interception, intercept, retire, succeed},
-    outfit::Outfit,
+    outfit::{ClientCa, Outfit},
     report::{register, register_kernel, report_pods, report_token},
     source::Source,
 };
@@ -42,7 +43,11 @@ use crate::{
     },
     metrics::{Followed, Metrics},
     sessions::store::Store,
-    trust::{ServedNames, roots::UpstreamRoots, serving::server_config},
+    trust::{
+        ServedNames,
+        roots::UpstreamRoots,
+        serving::{asking_server_config, server_config},
+    },
     upstream::{
         Upstream,
         pool::{Bounds, DialCounts},
@@ -109,6 +114,7 @@ impl Agent {
         tokio::spawn(store.run(declared, end_sessions.clone()));
         source.follow(declare, wanted.clone(), &metrics);
         let tls = server_config(certificate.clone())?;
+        let asking_tls = asking_server_config(certificate.clone())?;
         let incumbent = Incumbent::bind(&options.run_dir, &options.kernel.pin_dir)?;
         let predecessor = Predecessor::ask(&options.run_dir, &options.kernel.pin_dir).await?;
 
@@ -123,6 +129,7 @@ impl Agent {
             leftovers,
         };
         let (enrolment, kernel) = intercept(interception, accept, no_new_connections.clone(), addresses_ready).await?;
+        syscalls::forbid_loading()?;
         {
             let mut registry = registry.write().unwrap_or_else(PoisonError::into_inner);
             register(&mut registry, &lookup, &dials, &cluster.own_token, &certificate);
@@ -155,6 +162,7 @@ impl Agent {
                 pressure,
             }),
             tls,
+            asking_tls,
             allow_plain_http: options.allow_plain_http,
             limits: options.limits,
             metrics,
@@ -321,6 +329,12 @@ impl Cluster {
                 .sessions
                 .is_none()
                 .then(|| (self.client.clone(), metrics.clone())),
+            client: self.client.clone(),
+            metrics: metrics.clone(),
+            client_ca: ClientCa {
+                file: options.cluster.client_ca_file.clone(),
+                followed: OnceLock::new(),
+            },
         }
     }
 }

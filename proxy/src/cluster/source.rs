@@ -192,8 +192,9 @@ impl Source {
     pub async fn run(mut self, first: Fingerprint, declare: mpsc::Sender<Vec<Declared>>) {
         let mut last = first;
         let mut complaints = Complaints::default();
-        let mut is_settled = self.declared().is_settled;
-        complaints.log(&self.declared().sessions);
+        let at_start = self.declared();
+        let mut is_settled = at_start.is_settled;
+        complaints.log(&at_start.sessions);
         loop {
             tokio::select! {
                 changed = self.carried.changed() => if changed.is_err() { return },

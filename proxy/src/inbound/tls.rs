@@ -2,7 +2,7 @@
 
 use std::{io, sync::Arc, time::Duration};
 
-use rustls::ServerConfig;
+use rustls::{ServerConfig, pki_types::CertificateDer};
 use tokio::{
     io::AsyncWriteExt,
     net::TcpStream,
@@ -19,6 +19,16 @@ const RECORD_HANDSHAKE: u8 = 22;
 pub(super) enum Accepted {
     Tls(Box<TlsStream<TcpStream>>),
     Plain(TcpStream),
+}
+
+impl Accepted {
+    /// The certificates that the client showed, its own first.
+    pub(super) fn certificates(&self) -> Option<&[CertificateDer<'static>]> {
+        match self {
+            Self::Tls(stream) => stream.get_ref().1.peer_certificates(),
+            Self::Plain(_) => None,
+        }
+    }
 }
 
 /// The ways in which a connection can end before its first request.

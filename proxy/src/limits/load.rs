@@ -156,6 +156,7 @@ mod tests {
                 cgroup: "pod".into(),
                 name: "a/b".into(),
                 session: "a/s".parse().unwrap(),
+                uid: None,
             },
             cgroup_id: CgroupId(1),
             gone: CancellationToken::new(),

@@ -145,6 +145,7 @@ mod tests {
                 cgroup: format!("pod{id}").into(),
                 name: "a/b".into(),
                 session: "a/s".parse().unwrap(),
+                uid: None,
             },
             cgroup_id: CgroupId(id),
             gone: CancellationToken::new(),

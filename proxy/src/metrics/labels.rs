@@ -17,6 +17,47 @@ pub enum Followed {
     UpstreamCa,
     /// Session files.
     Sessions,
+    /// A CA of clients.
+    ClientCa,
+}
+
+/// What a caller showed to prove who it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ProofOf {
+    /// A client certificate.
+    Certificate,
+    /// A bearer token.
+    Token,
+    /// Nothing.
+    Nothing,
+    /// A bearer token, of being in the pod that it was made for.
+    PodToken,
+}
+
+impl ProofOf {
+    /// In the audit log and labels.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Certificate => "certificate",
+            Self::Token => "token",
+            Self::Nothing => "none",
+            Self::PodToken => "pod-token",
+        }
+    }
+}
+
+/// What came of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ProofOutcome {
+    /// It is good.
+    Proved,
+    /// It isn't.
+    Invalid,
+    /// That can't be known at the moment.
+    Unknown,
+    /// It is good, of somebody who can't be carried.
+    Uncarriable,
 }
 
 /// A kind of object of the cluster's that is watched.
@@ -32,6 +73,8 @@ pub enum Watched {
     Service,
     /// Its endpoints.
     EndpointSlices,
+    /// The CA of the cluster's clients.
+    ClientCa,
 }
 
 impl Watched {
@@ -50,6 +93,7 @@ impl Watched {
             Self::Secrets => "secrets",
             Self::Service => "service",
             Self::EndpointSlices => "endpointslices",
+            Self::ClientCa => "client-ca",
         }
     }
 }
@@ -163,6 +207,12 @@ pub(super) struct ReloadLabels {
     pub(super) file: Followed,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct ProofLabels {
+    pub(super) proof: ProofOf,
+    pub(super) outcome: ProofOutcome,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct MethodLabel(&'static str);
 
@@ -201,6 +251,14 @@ label_value!(Followed, label => match label {
     Followed::Certificate => "certificate",
     Followed::UpstreamCa => "upstream-ca",
     Followed::Sessions => "sessions",
+    Followed::ClientCa => "client-ca",
+});
+label_value!(ProofOf, label => label.name());
+label_value!(ProofOutcome, label => match label {
+    ProofOutcome::Proved => "proved",
+    ProofOutcome::Invalid => "invalid",
+    ProofOutcome::Unknown => "unknown",
+    ProofOutcome::Uncarriable => "uncarriable",
 });
 label_value!(Watched, label => label.name());
 label_value!(Limit, label => label.name());

@@ -108,7 +108,6 @@ enum Found {
     Slot(Slot),
     Lease(Lease),
     Dial(Permit),
-    Wait,
     Failed(Arc<UpstreamError>),
 }
 
@@ -169,7 +168,6 @@ impl Upstream {
                         return answer.map_err(|(error, _)| error);
                     }
                 },
-                Found::Wait => continue,
                 Found::Failed(error) => return Err(UpstreamError::Shared(error)),
             };
             // Each such connection is marked and not offered again, so that this comes to an end.
@@ -228,9 +226,8 @@ impl Upstream {
             let changed = self.0.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            match Shared::look(&self.0, &mut failures_before) {
-                Found::Wait => {}
-                found => return Ok(found),
+            if let Some(found) = Shared::look(&self.0, &mut failures_before) {
+                return Ok(found);
             }
             if timeout_at(patience, changed).await.is_err() {
                 return Err(UpstreamError::Exhausted);
@@ -240,11 +237,11 @@ impl Upstream {
 }
 
 impl Shared {
-    /// Looks for a place, and starts as many dials as those who wait will need.
+    /// Looks for a place; where there is none yet, starts as many dials as those who wait will need.
     ///
     /// `failures_before` is the count of failed dials when the request began to wait. Once a dial has failed since, it
     /// starts no more, but makes do with what others get.
-    fn look(this: &Arc<Self>, failures_before: &mut Option<u64>) -> Found {
+    fn look(this: &Arc<Self>, failures_before: &mut Option<u64>) -> Option<Found> {
         let home = Arc::downgrade(this);
         let mut state = this.state();
         if state.protocol == Some(Protocol::Http1) {
@@ -253,20 +250,20 @@ impl Shared {
                 .http1
                 .retain(|idle| idle.usable(now, HTTP1_IDLE) && this.roots.are(idle.vouched()));
             return match state.http1.pop() {
-                Some(idle) => Found::Lease(idle.lend(home)),
-                None => Self::permit(this).map_or(Found::Wait, Found::Dial),
+                Some(idle) => Some(Found::Lease(idle.lend(home))),
+                None => Self::permit(this).map(Found::Dial),
             };
         }
         state
             .http2
             .retain(|connection| connection.usable() && this.roots.are(connection.vouched()));
         if let Some(slot) = state.http2.iter().find_map(|connection| connection.reserve(&home)) {
-            return Found::Slot(slot);
+            return Some(Found::Slot(slot));
         }
         if state.failures > *failures_before.get_or_insert(state.failures) {
             return match &state.failed {
-                Some(error) if state.dialing == 0 && state.http2.is_empty() => Found::Failed(Arc::clone(error)),
-                _ => Found::Wait,
+                Some(error) if state.dialing == 0 && state.http2.is_empty() => Some(Found::Failed(Arc::clone(error))),
+                _ => None,
             };
         }
         let needed = state.waiting.div_ceil(state.allowed.unwrap_or(STREAMS_EXPECTED));
@@ -277,7 +274,7 @@ impl Shared {
             // In a task of its own, so that a client that goes away doesn't undo the dial for the others.
             tokio::spawn(Self::add_connection(home.clone(), permit));
         }
-        Found::Wait
+        None
     }
 
     fn permit(this: &Arc<Self>) -> Option<Permit> {

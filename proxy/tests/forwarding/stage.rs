@@ -31,7 +31,13 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use understudy::{
     audit::Audit,
+    caller::{
+        Prover,
+        authorities::{self, Authorities},
+        review::Reviewer,
+    },
     clock::Clock,
+    cluster::client::client,
     credentials::{BearerToken, CredentialError, TokenFile},
     forward::Forwarder,
     inbound::Server,
@@ -41,13 +47,13 @@ use understudy::{
     sessions::{
         Declared,
         live::Credential,
-        spec::{Policy, SessionSpec, SpecError},
+        spec::{AuthMethod, Policy, SessionSpec, Signer, SpecError},
         store::{Outfitter, SessionLookup, Store},
     },
     trust::{
         own_ca::{ServedNames, serve_own_ca},
         roots::UpstreamRoots,
-        serving::server_config,
+        serving::{asking_server_config, server_config},
     },
     upstream::{
         Upstream,
@@ -136,6 +142,9 @@ struct Outfit {
     dials: Arc<DialCounts>,
     bounds: Bounds,
     secret: watch::Receiver<Result<BearerToken, CredentialError>>,
+    /// What the agent asks the upstream with who callers are.
+    client: kube::Client,
+    metrics: Metrics,
 }
 
 impl Outfitter for Outfit {
@@ -149,6 +158,21 @@ impl Outfitter for Outfit {
 
     fn own_token(&self) -> Credential {
         Credential::Inline("agent-token".parse().unwrap())
+    }
+
+    fn prover(&self, spec: &SessionSpec) -> Arc<Prover> {
+        let (sources, audiences) = match &spec.method {
+            AuthMethod::CallerIdentity(caller) => {
+                let source = caller.signer.as_ref().map(|signer| match signer {
+                    Signer::Bundle(bundle) => bundle.authorities(),
+                    Signer::File(path) => authorities::in_file(path.clone(), Counter::default()),
+                });
+                (source, Arc::clone(&caller.audiences))
+            }
+            _ => (None, Arc::from([])),
+        };
+        let reviewer = Reviewer::new(self.client.clone(), audiences, Clock::system());
+        Arc::new(Prover::new(Authorities::union(sources), reviewer, self.metrics.clone()))
     }
 
     async fn token_file(&self, path: &Path) -> Credential {
@@ -186,11 +210,24 @@ impl Stage {
             .unwrap();
         let dials = Arc::new(DialCounts::default());
         let (secret, in_secret) = watch::channel(Ok("first".parse().unwrap()));
+        let target = Target::parse(&format!("https://{address}"), None).unwrap();
+        let roots = Roots::followed(roots);
+        std::fs::write(directory.path().join("token"), "agent-token").unwrap();
+        let own_token = TokenFile::follow(directory.path().join("token"), Clock::system(), failures.clone()).await;
+        let upstream = Upstream::new(
+            target.clone(),
+            roots.clone(),
+            Arc::default(),
+            Bounds::from(&terms.limits),
+        );
+        let metrics = Arc::new(Metrics::new());
         let outfit = Outfit {
             secret: in_secret,
-            target: Target::parse(&format!("https://{address}"), None).unwrap(),
-            roots: Roots::followed(roots),
+            target,
+            roots,
             dials: Arc::clone(&dials),
+            client: client(upstream, own_token),
+            metrics: Metrics::clone(&metrics),
             bounds: Bounds::from(&terms.limits),
         };
         let (store, sessions, _) = Store::new(outfit, Clock::system());
@@ -206,7 +243,6 @@ impl Stage {
         for certificate in rustls_pem(&ca) {
             client_roots.add(certificate).unwrap();
         }
-        let metrics = Arc::new(Metrics::new());
         let drain = CancellationToken::new();
         let server = Server {
             forwarder: Arc::new(Forwarder {
@@ -219,7 +255,8 @@ impl Stage {
                 limits: terms.limits.clone(),
                 pressure: Arc::default(),
             }),
-            tls: server_config(certificate).unwrap(),
+            tls: server_config(certificate.clone()).unwrap(),
+            asking_tls: asking_server_config(certificate).unwrap(),
             allow_plain_http: false,
             limits: terms.limits,
             metrics: Arc::clone(&metrics),
@@ -346,6 +383,7 @@ fn enrolled(name: &str, session: &str, cgroup: u64) -> Arc<EnrolledPod> {
             cgroup: format!("kubepods/pod{cgroup}").into(),
             name: Arc::from(name),
             session: session.parse().unwrap(),
+            uid: Some(format!("pod-{cgroup}").into()),
         },
         cgroup_id: CgroupId(cgroup),
         gone: CancellationToken::new(),

@@ -187,6 +187,16 @@ impl AgentOptions {
         self
     }
 
+    /// Grants it these capabilities, named as in a container's securityContext, and no others: as a container's root.
+    #[must_use]
+    pub fn capabilities(mut self, names: &[String]) -> Self {
+        let granted: String = names.iter().map(|name| format!(",+{}", name.to_lowercase())).collect();
+        let launcher = ["setpriv", "--inh-caps=-all", "--no-new-privs"].map(str::to_owned);
+        self.launcher.extend(launcher);
+        self.launcher.push(format!("--bounding-set=-all{granted}"));
+        self
+    }
+
     /// Adds an argument.
     #[must_use]
     pub fn arg(mut self, argument: &str) -> Self {

@@ -40,7 +40,7 @@ pub use memory::MemoryLimit;
 pub use metrics::Metrics;
 pub use mounts::SmallDisk;
 pub use network::Family;
-pub use pki::{CertificateAuthority, Identity};
+pub use pki::{CertificateAuthority, Client, Identity};
 pub use pod::{Pod, PreparedPod};
 pub use pod_spec::{NODE_NAME, PodSpec, SESSION_LABEL};
 pub use session::{Session, SessionsDir};

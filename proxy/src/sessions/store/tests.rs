@@ -35,6 +35,10 @@ impl Outfitter for Outfit {
         Credential::Inline("agent-token".parse().unwrap())
     }
 
+    fn prover(&self, _: &SessionSpec) -> Arc<Prover> {
+        unreachable!("no session here asks its callers for proof")
+    }
+
     async fn token_file(&self, _: &Path) -> Credential {
         self.own_token()
     }
