@@ -8,7 +8,7 @@ use std::{
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::limits::Limits;
+use crate::{audit::AuditFailure, limits::Limits};
 
 /// Lends pods an identity for a session: a transparent proxy for the Kubernetes API server.
 #[derive(Debug, Parser)]
@@ -92,6 +92,9 @@ pub struct AgentOptions {
     /// Where to write audit events, one JSON object a line; `-` is standard output.
     #[arg(long, value_name = "PATH", default_value = "-")]
     pub audit_log: PathBuf,
+    /// What becomes of requests while the audit log can't be written.
+    #[arg(long, value_enum, default_value_t = AuditFailure::Refuse)]
+    pub audit_failure: AuditFailure,
     /// This node's name: for the audit log and, without `--sessions`, for finding its pods.
     #[arg(
         long,

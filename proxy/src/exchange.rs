@@ -16,6 +16,7 @@ use crate::{
     caller::Caller,
     clock::Clock,
     forward::Origin,
+    limits::load::Place,
     metrics::{Completion, Metrics, OpenStream},
     pod::EnrolledPod,
     sessions::{live::LiveSession, usage},
@@ -26,6 +27,8 @@ use crate::{
 pub struct Opening<'r, B> {
     /// The right to write an event, which the audit log gave.
     pub ticket: Ticket,
+    /// Its place among what the pod may have in flight; none where it is refused for want of one.
+    pub place: Option<Place>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Dates the event.
@@ -47,6 +50,7 @@ pub struct Exchange {
     started: Instant,
     event: Event,
     ticket: Option<Ticket>,
+    _place: Option<Place>,
     _open: OpenStream,
     /// While it is held, the session isn't idle.
     _use: Option<usage::Open>,
@@ -54,6 +58,7 @@ pub struct Exchange {
     request_bytes: AtomicU64,
     response_bytes: AtomicU64,
     cut_short: AtomicBool,
+    broken_off: AtomicBool,
     upgrade: OnceLock<&'static str>,
     refused: OnceLock<Refusal>,
     caller: OnceLock<(Option<String>, &'static str)>,
@@ -66,6 +71,7 @@ impl Exchange {
     pub fn open<B>(opening: Opening<'_, B>) -> Self {
         let Opening {
             ticket,
+            place,
             metrics,
             clock,
             node,
@@ -99,10 +105,12 @@ impl Exchange {
             started: Instant::now(),
             event,
             ticket: Some(ticket),
+            _place: place,
             code: AtomicU16::new(0),
             request_bytes: AtomicU64::new(0),
             response_bytes: AtomicU64::new(0),
             cut_short: AtomicBool::new(false),
+            broken_off: AtomicBool::new(false),
             upgrade: OnceLock::new(),
             refused: OnceLock::new(),
             caller: OnceLock::new(),
@@ -155,6 +163,18 @@ impl Exchange {
     /// It goes on in another protocol.
     pub fn upgraded(&self, protocol: &'static str) {
         let _ = self.upgrade.set(protocol);
+    }
+
+    /// The client's body has no end: it broke off, or can't be understood any further.
+    pub fn break_off(&self) {
+        self.broken_off.store(true, Ordering::Relaxed);
+        self.cut_short();
+    }
+
+    /// Whether the client's body has no end.
+    #[must_use]
+    pub fn is_broken_off(&self) -> bool {
+        self.broken_off.load(Ordering::Relaxed)
     }
 
     /// It didn't come to its own end: the session ended, or a peer broke off.

@@ -3,10 +3,11 @@
 //!
 //! The order is the point of this module. Each step may refuse, and a refused request sends nothing upstream.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
-use hyper::body::Incoming;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version, header};
+use hyper::body::{Body, Incoming};
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -16,7 +17,8 @@ use crate::{
     clock::Clock,
     exchange::{Exchange, Opening},
     identity::{self, ActsAs},
-    metrics::Metrics,
+    limits::{Limits, load::Place, memory::Pressure},
+    metrics::{Completion, Limit, Metrics},
     pod::{ClientAddr, EnrolledPod, OriginalDst},
     sessions::{live::LiveSession, store::SessionLookup},
     status::Refusal,
@@ -40,6 +42,10 @@ pub struct Forwarder {
     pub node: Arc<str>,
     /// The tasks of upgraded streams, which outlive their requests.
     pub streams: TaskTracker,
+    /// How much a pod may ask.
+    pub limits: Limits,
+    /// How the agent's memory stands.
+    pub pressure: Arc<Pressure>,
 }
 
 /// The connection that a request came on, as the kernel vouched for it.
@@ -68,11 +74,34 @@ enum Acting {
 impl Forwarder {
     /// Serves one request. Always answers: an error of ours is a `Status`.
     pub async fn serve(&self, origin: &Origin, request: Request<Incoming>) -> Response<ResponseBody> {
-        let ticket = self.audit.admit().await;
+        let place = if self.pressure.refuses(&origin.pod) {
+            Err(Limit::Memory)
+        } else {
+            Place::for_request(&origin.pod, &request, &self.limits)
+        };
+        // Who has no place doesn't wait for one in the log either.
+        let admitted = match place {
+            Ok(_) => self.audit.admit().await,
+            Err(_) => self.audit.admit_at_once(),
+        };
+        if let Err(limit) = place {
+            self.metrics.limit_hit(limit);
+        }
+        let unread = request.version() < Version::HTTP_2 && !request.body().is_end_stream();
+        let Ok(ticket) = admitted else {
+            let refusal = place.map_or(Refusal::TooManyRequests, |_| Refusal::AuditUnavailable);
+            return self.unwritten(&request, refusal, unread);
+        };
         let snapshot = self.sessions.snapshot();
         let session = snapshot.session(&origin.pod.wanted.session, self.clock.now());
+        let place = place.map_err(|_| Refusal::TooManyRequests);
+        let (place, session) = match place {
+            Ok(place) => (Some(place), session),
+            Err(refusal) => (None, Err(refusal)),
+        };
         let exchange = Arc::new(Exchange::open(Opening {
             ticket,
+            place,
             metrics: Arc::clone(&self.metrics),
             clock: self.clock.clone(),
             node: Arc::clone(&self.node),
@@ -84,12 +113,46 @@ impl Forwarder {
             Ok(session) => self.forward(session, origin, request, &exchange).await,
             Err(refusal) => Err(refusal),
         };
-        let response = outcome.unwrap_or_else(|refusal| {
-            exchange.refuse(refusal);
-            refuse(refusal)
+        match outcome {
+            Ok(answer) => {
+                exchange.answered(answer.status());
+                answer.map(|body| body.counted(exchange))
+            }
+            Err(refusal) => refuse(exchange, refusal, unread),
+        }
+    }
+
+    /// Answers a request that is refused before its session is looked at: nothing of it can be relied on.
+    pub fn decline<B>(&self, origin: &Origin, request: &Request<B>, refusal: Refusal) -> Response<ResponseBody> {
+        let closes = request.version() < Version::HTTP_2;
+        let Ok(ticket) = self.audit.admit_at_once() else {
+            return self.unwritten(request, refusal, closes);
+        };
+        let snapshot = self.sessions.snapshot();
+        let session = snapshot.session(&origin.pod.wanted.session, self.clock.now());
+        let exchange = Arc::new(Exchange::open(Opening {
+            ticket,
+            place: None,
+            metrics: Arc::clone(&self.metrics),
+            clock: self.clock.clone(),
+            node: Arc::clone(&self.node),
+            origin,
+            session: session.as_deref().ok(),
+            request,
+        }));
+        refuse(exchange, refusal, closes)
+    }
+
+    /// Refuses a request that the audit log has no room for; its loss is written down there when there is.
+    fn unwritten<B>(&self, request: &Request<B>, refusal: Refusal, closes: bool) -> Response<ResponseBody> {
+        self.metrics.limit_hit(Limit::AuditBacklog);
+        self.metrics.completed(&Completion {
+            method: request.method().as_str(),
+            code: refusal.code().as_u16(),
+            refused: Some(refusal),
+            duration: Duration::ZERO,
         });
-        exchange.answered(response.status());
-        response.map(|body| body.counted(exchange))
+        answer(refusal, closes).map(ResponseBody::ours)
     }
 
     async fn forward(
@@ -142,13 +205,16 @@ impl Forwarder {
         let answered = async {
             match upgrade {
                 Some(upgrade) => self.upgrade(&session, upgrade, request, exchange).await,
-                None => send(&session, request).await,
+                None => self.send(&session, request).await,
             }
         };
         tokio::select! {
             biased;
             () = session.ended.cancelled() => Err(session.refusal()),
-            answered = answered => answered,
+            // Why there is no answer is the client's doing, and it may still read.
+            answered = answered => answered.map_err(|refusal| {
+                if exchange.is_broken_off() { Refusal::BadRequest } else { refusal }
+            }),
         }
     }
 
@@ -191,25 +257,43 @@ impl Forwarder {
             .upstream
             .send_upgrade(request)
             .await
-            .map_err(|error| unreachable(session, &error))?;
+            .map_err(|error| self.unreachable(session, &error))?;
         if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
             return upgrade.switch(answer, session, Arc::clone(exchange), &self.streams);
         }
         Ok(pass_on(answer.map(crate::upstream::UpstreamBody::unpooled), session))
     }
-}
 
-async fn send(session: &LiveSession, request: Request<RequestBody>) -> Result<Response<ResponseBody>, Refusal> {
-    let answer = session
-        .upstream
-        .send(request)
-        .await
-        .map_err(|error| unreachable(session, &error))?;
-    if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
-        tracing::error!(session = %session.id, "the upstream switched protocols unasked");
-        return Err(Refusal::UpstreamFailed);
+    async fn send(
+        &self,
+        session: &LiveSession,
+        request: Request<RequestBody>,
+    ) -> Result<Response<ResponseBody>, Refusal> {
+        let answer = session
+            .upstream
+            .send(request)
+            .await
+            .map_err(|error| self.unreachable(session, &error))?;
+        if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+            tracing::error!(session = %session.id, "the upstream switched protocols unasked");
+            return Err(Refusal::UpstreamFailed);
+        }
+        Ok(pass_on(answer, session))
     }
-    Ok(pass_on(answer, session))
+
+    /// The cause goes to the log; the client is told which kind.
+    fn unreachable(&self, session: &LiveSession, error: &UpstreamError) -> Refusal {
+        tracing::warn!(session = %session.id, %error, "a request was not answered by the upstream");
+        if let Some(limit) = error.limit() {
+            self.metrics.limit_hit(limit);
+            return Refusal::Overloaded;
+        }
+        match error {
+            UpstreamError::Request(_) => Refusal::NotForwardable,
+            error if error.nothing_sent() => Refusal::UpstreamUnreachable,
+            _ => Refusal::UpstreamFailed,
+        }
+    }
 }
 
 fn pass_on(answer: Response<crate::upstream::UpstreamBody>, session: &LiveSession) -> Response<ResponseBody> {
@@ -218,19 +302,22 @@ fn pass_on(answer: Response<crate::upstream::UpstreamBody>, session: &LiveSessio
     answer
 }
 
-/// The cause goes to the log; the client is told which kind.
-fn unreachable(session: &LiveSession, error: &UpstreamError) -> Refusal {
-    tracing::warn!(session = %session.id, %error, "a request was not answered by the upstream");
-    match error {
-        UpstreamError::Request(_) => Refusal::NotForwardable,
-        UpstreamError::Exhausted => Refusal::Overloaded,
-        error if error.nothing_sent() => Refusal::UpstreamUnreachable,
-        _ => Refusal::UpstreamFailed,
-    }
+/// Refuses a request, and writes it down.
+fn refuse(exchange: Arc<Exchange>, refusal: Refusal, closes: bool) -> Response<ResponseBody> {
+    exchange.refuse(refusal);
+    let response = answer(refusal, closes);
+    exchange.answered(response.status());
+    response.map(|bytes| ResponseBody::ours(bytes).counted(exchange))
 }
 
 /// The answer that says so. A refused request may have left a body unread: the connection is closed after it
 /// where the protocol allows, so that what follows on it can't be taken for another request.
-fn refuse(refusal: Refusal) -> Response<ResponseBody> {
-    refusal.response().map(ResponseBody::ours)
+fn answer(refusal: Refusal, closes: bool) -> Response<Bytes> {
+    let mut response = refusal.response();
+    if closes {
+        response
+            .headers_mut()
+            .insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }

@@ -1,21 +1,27 @@
 //! Connections from pods: from the first byte to the last request.
 //!
-//! The kernel has vouched for who dialled before anything here runs. [`tls`] terminates TLS, [`http`] serves
-//! HTTP/1.1 and HTTP/2 over it; requests go to [`crate::forward`].
+//! The kernel has vouched for who dialled before anything here runs. [`tls`] terminates TLS, [`screen`] keeps what isn't
+//! strictly HTTP/1 from the parser, [`http`] serves HTTP/1.1 and HTTP/2; requests go to [`crate::forward`].
 
 mod http;
+mod screen;
 mod tls;
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::mpsc;
+use socket2::SockRef;
+use tokio::{
+    net::TcpStream,
+    sync::mpsc,
+    time::{Instant, timeout_at},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     caller::x509::Certificate,
     forward::{Forwarder, Origin},
-    limits::Limits,
-    metrics::Metrics,
+    limits::{Limits, load::Place},
+    metrics::{Limit, Metrics},
     pod::{EnrolledPod, Inbound, SessionId},
     sessions::store::SessionLookup,
 };
@@ -23,6 +29,9 @@ use crate::{
 /// How long a connection whose session has ended may take to say so to its client, of the second that
 /// invariant 5 allows.
 const LAST_WORDS: Duration = Duration::from_millis(300);
+
+/// How much of a connection may wait in the kernel to be sent, in bytes.
+const UNSENT: u32 = 128 * 1024;
 
 /// Serves what the enroller hands over.
 pub struct Server {
@@ -47,8 +56,18 @@ impl Server {
     pub async fn run(self, mut inbound: mpsc::Receiver<Inbound>, connections: TaskTracker) {
         let server = Arc::new(self);
         while let Some(accepted) = inbound.recv().await {
-            let server = Arc::clone(&server);
-            connections.spawn(async move { server.connection(accepted).await });
+            match server.admit(&accepted) {
+                Ok(place) => {
+                    let server = Arc::clone(&server);
+                    connections.spawn(async move { server.connection(accepted, place).await });
+                }
+                // It is closed before a byte of it is read.
+                Err(limit) => {
+                    server.metrics.limit_hit(limit);
+                    let pod = &accepted.pod.wanted.name;
+                    tracing::debug!(%pod, limit = limit.name(), "a connection is closed because of a limit");
+                }
+            }
         }
     }
 
@@ -58,7 +77,49 @@ impl Server {
         pod.is_outside() || live.is_some_and(|live| live.spec.method.is_callers_own())
     }
 
-    async fn connection(&self, accepted: Inbound) {
+    fn admit(&self, accepted: &Inbound) -> Result<Place, Limit> {
+        let pressure = &self.forwarder.pressure;
+        if pressure.refuses(&accepted.pod) {
+            return Err(Limit::Memory);
+        }
+        let place = Place::for_connection(&accepted.pod, &self.limits)?;
+        if place.is_first() {
+            pressure.notice(&accepted.pod);
+        }
+        // What waits to be sent to a client that doesn't read is ours to hold, in the kernel as well.
+        if let Err(error) = SockRef::from(&accepted.stream).set_tcp_notsent_lowat(UNSENT) {
+            tracing::debug!(%error, "TCP_NOTSENT_LOWAT");
+        }
+        Ok(place)
+    }
+
+    /// The first bytes, for which clients of one pod wait among themselves.
+    async fn handshake(
+        &self,
+        stream: TcpStream,
+        pod: &EnrolledPod,
+        tls: &Arc<rustls::ServerConfig>,
+    ) -> Result<tls::Accepted, tls::HandshakeError> {
+        let patience = Instant::now() + self.limits.handshake_timeout;
+        let places = pod.load.handshakes(&self.limits);
+        let _turn = if let Ok(turn) = places.try_acquire() {
+            turn
+        } else {
+            self.metrics.limit_hit(Limit::HandshakesPerPod);
+            match timeout_at(patience, places.acquire()).await {
+                Ok(Ok(turn)) => turn,
+                _ => return Err(tls::HandshakeError::Crowded),
+            }
+        };
+        let left = patience.saturating_duration_since(Instant::now());
+        let accepted = tls::accept(stream, tls, self.allow_plain_http, left).await;
+        if matches!(accepted, Err(tls::HandshakeError::Timeout)) {
+            self.metrics.limit_hit(Limit::HandshakeTimeout);
+        }
+        accepted
+    }
+
+    async fn connection(&self, accepted: Inbound, _place: Place) {
         let Inbound {
             stream,
             pod,
@@ -67,18 +128,16 @@ impl Server {
         } = accepted;
         let _open = self.metrics.connection();
         let mut origin = Origin {
-            pod,
+            pod: Arc::clone(&pod),
             original_dst,
             client,
             certificate: None,
         };
-        let asks = self.asks_for_a_certificate(&origin.pod);
+        let asks = self.asks_for_a_certificate(&pod);
         let tls = if asks { &self.asking_tls } else { &self.tls };
-        let session = origin.pod.wanted.session.clone();
-        let gone = origin.pod.gone.clone();
         let ended = CancellationToken::new();
         let served = async {
-            match tls::accept(stream, tls, self.allow_plain_http, self.limits.handshake_timeout).await {
+            match self.handshake(stream, &pod, tls).await {
                 Ok(stream) => {
                     origin.certificate = Certificate::shown(stream.certificates());
                     let terms = http::Terms {
@@ -92,16 +151,17 @@ impl Server {
                 }
                 Err(error) => {
                     self.metrics.handshake_failed(error.label());
-                    tracing::debug!(pod = %origin.pod.wanted.name, %error, "a connection was not served");
+                    tracing::debug!(pod = %pod.wanted.name, %error, "a connection was not served");
                 }
             }
         };
         // Both ends cut the connection itself, and so what a client that doesn't read would hold open.
         tokio::select! {
             () = served => {}
-            () = gone.cancelled() => {}
+            () = pod.gone.cancelled() => {}
+            () = pod.load.shed.notified() => {}
             () = async {
-                session_end(self.forwarder.sessions.clone(), &session, asks).await;
+                session_end(self.forwarder.sessions.clone(), &pod.wanted.session, asks).await;
                 ended.cancel();
                 tokio::time::sleep(LAST_WORDS).await;
             } => {}

@@ -40,6 +40,7 @@ pub struct Metrics {
     proofs: Family<ProofLabels, Counter>,
     audit_events: Counter,
     audit_write_failures: Counter,
+    audit_events_dropped: Counter,
     audit_backlog: Gauge,
     watch_errors: Family<WatchLabels, Counter>,
     watch_syncs: Family<WatchLabels, Gauge>,
@@ -102,6 +103,7 @@ impl Metrics {
             proofs: Family::default(),
             audit_events: Counter::default(),
             audit_write_failures: Counter::default(),
+            audit_events_dropped: Counter::default(),
             audit_backlog: Gauge::default(),
             watch_errors: Family::default(),
             watch_syncs: Family::default(),
@@ -166,6 +168,11 @@ impl Metrics {
             "audit_write_failures",
             "Attempts to write audit events that failed; they are repeated",
             metrics.audit_write_failures.clone(),
+        );
+        registry.register(
+            "audit_events_dropped",
+            "Audit events that were lost while the audit log couldn't be written",
+            metrics.audit_events_dropped.clone(),
         );
         registry.register(
             "audit_backlog",
@@ -286,6 +293,10 @@ impl Metrics {
 
     pub(crate) fn audit_write_failures(&self) -> &Counter {
         &self.audit_write_failures
+    }
+
+    pub(crate) fn audit_events_dropped(&self) -> &Counter {
+        &self.audit_events_dropped
     }
 
     pub(crate) fn audit_backlog(&self) -> &Gauge {

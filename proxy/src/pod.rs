@@ -6,6 +6,8 @@ use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, sync::Arc};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
+use crate::limits::load::Load;
+
 /// A session's name: `namespace/name`, both DNS-1123 labels or subdomains as Kubernetes has them.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId {
@@ -138,6 +140,8 @@ pub struct EnrolledPod {
     pub cgroup_id: CgroupId,
     /// Cancelled when the pod is gone, untagged, or moved to another session: its connections end.
     pub gone: CancellationToken,
+    /// What it has open.
+    pub load: Load,
 }
 
 impl EnrolledPod {
@@ -153,6 +157,7 @@ impl EnrolledPod {
             },
             cgroup_id: CgroupId::NONE,
             gone: CancellationToken::new(),
+            load: Load::default(),
         }
     }
 

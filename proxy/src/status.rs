@@ -15,6 +15,12 @@ pub enum Refusal {
     PlainHttp,
     /// Not a request that can be understood in one way only.
     BadRequest,
+    /// A head larger than is allowed.
+    HeadTooLarge,
+    /// A head with more fields than are allowed.
+    TooManyHeaders,
+    /// A head that didn't come to its end in time.
+    RequestTimeout,
     /// The client asks to impersonate.
     Impersonation,
     /// The pod's session doesn't exist.
@@ -61,13 +67,20 @@ pub enum Refusal {
     NoPodToken,
     /// The token was made for another pod, or for none.
     OtherPodsToken,
+    /// The pod has as many requests in flight as it may.
+    TooManyRequests,
+    /// The request can't be written to the audit log.
+    AuditUnavailable,
 }
 
 impl Refusal {
     /// All of them, as the tables of metrics and tests need.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 30] = [
         Self::PlainHttp,
         Self::BadRequest,
+        Self::HeadTooLarge,
+        Self::TooManyHeaders,
+        Self::RequestTimeout,
         Self::Impersonation,
         Self::NoSession,
         Self::SessionExpired,
@@ -91,6 +104,8 @@ impl Refusal {
         Self::ImpersonationForbidden,
         Self::NoPodToken,
         Self::OtherPodsToken,
+        Self::TooManyRequests,
+        Self::AuditUnavailable,
     ];
 
     /// Its name in metrics and the audit log. It doesn't change between releases.
@@ -99,6 +114,9 @@ impl Refusal {
         match self {
             Self::PlainHttp => "plain-http",
             Self::BadRequest => "bad-request",
+            Self::HeadTooLarge => "head-too-large",
+            Self::TooManyHeaders => "too-many-headers",
+            Self::RequestTimeout => "request-timeout",
             Self::Impersonation => "impersonation",
             Self::NoSession => "no-session",
             Self::SessionExpired => "session-expired",
@@ -122,6 +140,8 @@ impl Refusal {
             Self::ImpersonationForbidden => "impersonation-forbidden",
             Self::NoPodToken => "no-pod-token",
             Self::OtherPodsToken => "other-pods-token",
+            Self::TooManyRequests => "too-many-requests",
+            Self::AuditUnavailable => "audit-unavailable",
         }
     }
 
@@ -130,6 +150,8 @@ impl Refusal {
     pub fn code(self) -> StatusCode {
         match self {
             Self::PlainHttp | Self::BadRequest | Self::UnknownUpgrade => StatusCode::BAD_REQUEST,
+            Self::HeadTooLarge | Self::TooManyHeaders => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::Unproven | Self::NoPodToken => StatusCode::UNAUTHORIZED,
             Self::Uncarriable => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Impersonation
@@ -142,17 +164,19 @@ impl Refusal {
             | Self::ImpersonationForbidden
             | Self::OtherPodsToken => StatusCode::FORBIDDEN,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Overloaded => StatusCode::TOO_MANY_REQUESTS,
+            Self::Overloaded | Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
             // Not the client's doing: what is wrong is the operator's to mend.
             Self::CredentialUnavailable | Self::NotForwardable | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::UpstreamFailed => StatusCode::BAD_GATEWAY,
-            Self::UpstreamUnreachable | Self::SessionUnknown | Self::Draining | Self::ProofUnavailable => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::UpstreamUnreachable
+            | Self::SessionUnknown
+            | Self::Draining
+            | Self::ProofUnavailable
+            | Self::AuditUnavailable => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
-    /// The reason, one of `metav1.StatusReason`. Where it has none for a code (502), the nearest of its kind.
+    /// The reason, one of `metav1.StatusReason`. Where it has none for a code (408, 431, 502), the nearest of its kind.
     #[must_use]
     pub fn reason(self) -> &'static str {
         match self.code() {
@@ -160,6 +184,7 @@ impl Refusal {
             StatusCode::UNAUTHORIZED => "Unauthorized",
             StatusCode::UNPROCESSABLE_ENTITY => "Invalid",
             StatusCode::METHOD_NOT_ALLOWED => "MethodNotAllowed",
+            StatusCode::REQUEST_TIMEOUT => "Timeout",
             StatusCode::TOO_MANY_REQUESTS => "TooManyRequests",
             StatusCode::SERVICE_UNAVAILABLE => "ServiceUnavailable",
             code if code.is_client_error() => "BadRequest",
@@ -173,6 +198,13 @@ impl Refusal {
         match self {
             Self::PlainHttp => "understudy: this port speaks HTTPS; use https:// in the client's server URL",
             Self::BadRequest => "understudy: the request is malformed; nothing was sent on",
+            Self::HeadTooLarge => {
+                "understudy: the request's head is larger than is carried; nothing was sent on (the agent's --max-header-bytes)"
+            }
+            Self::TooManyHeaders => {
+                "understudy: the request has more header fields than are carried; nothing was sent on (the agent's --max-headers)"
+            }
+            Self::RequestTimeout => "understudy: the request did not come in time; nothing was sent on",
             Self::Impersonation => {
                 "understudy: a pod in a session cannot impersonate; remove the Impersonate-* headers (kubectl: --as, --as-group, --as-uid)"
             }
@@ -224,15 +256,24 @@ impl Refusal {
                 "understudy: Unauthorized: this pod's session asks for the pod's own service account token"
             }
             Self::OtherPodsToken => "understudy: the token shown was not made for this pod; use the pod's own",
+            Self::TooManyRequests => "understudy: this pod has too many requests in flight; try again",
+            Self::AuditUnavailable => {
+                "understudy: the request cannot be written to the audit log, so nothing was sent; try again"
+            }
         }
     }
 
     fn retry_after(self) -> Option<u16> {
-        matches!(
+        let can_help = matches!(
             self,
-            Self::SessionUnknown | Self::Draining | Self::Overloaded | Self::ProofUnavailable
-        )
-        .then_some(RETRY_AFTER)
+            Self::SessionUnknown
+                | Self::Draining
+                | Self::Overloaded
+                | Self::ProofUnavailable
+                | Self::TooManyRequests
+                | Self::AuditUnavailable
+        );
+        can_help.then_some(RETRY_AFTER)
     }
 
     /// The answer's body.
@@ -289,6 +330,9 @@ mod tests {
     #[rstest]
     #[case(Refusal::PlainHttp, 400, "BadRequest", "plain-http")]
     #[case(Refusal::BadRequest, 400, "BadRequest", "bad-request")]
+    #[case(Refusal::HeadTooLarge, 431, "BadRequest", "head-too-large")]
+    #[case(Refusal::TooManyHeaders, 431, "BadRequest", "too-many-headers")]
+    #[case(Refusal::RequestTimeout, 408, "Timeout", "request-timeout")]
     #[case(Refusal::Impersonation, 403, "Forbidden", "impersonation")]
     #[case(Refusal::NoSession, 403, "Forbidden", "no-session")]
     #[case(Refusal::SessionExpired, 403, "Forbidden", "session-expired")]
@@ -324,6 +368,8 @@ mod tests {
     #[case(Refusal::Draining, 503, "ServiceUnavailable")]
     #[case(Refusal::Overloaded, 429, "TooManyRequests")]
     #[case(Refusal::ProofUnavailable, 503, "ServiceUnavailable")]
+    #[case(Refusal::TooManyRequests, 429, "TooManyRequests")]
+    #[case(Refusal::AuditUnavailable, 503, "ServiceUnavailable")]
     fn asks_to_come_back(#[case] refusal: Refusal, #[case] code: u16, #[case] reason: &str) {
         let (head, body) = refusal.response().into_parts();
         assert_eq!(

@@ -147,7 +147,6 @@ impl Upgrade {
         self.ask(&mut headers);
         exchange.upgraded(self.protocol.name());
         let ended = session.ended.clone();
-        let gone = exchange.pod().gone.clone();
         let id = session.id.clone();
         streams.spawn(async move {
             tokio::select! {
@@ -156,7 +155,8 @@ impl Upgrade {
                     exchange.cut_short();
                 },
                 () = ended.cancelled() => exchange.cut_short(),
-                () = gone.cancelled() => exchange.cut_short(),
+                () = exchange.pod().gone.cancelled() => exchange.cut_short(),
+                () = exchange.pod().load.shed.notified() => exchange.cut_short(),
             }
         });
         let mut response = Response::new(ResponseBody::ours(Bytes::new()));

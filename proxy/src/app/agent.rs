@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     admin::{Admin, Condition, Readiness},
-    audit::Audit,
+    audit::{Audit, Terms},
     cli::AgentOptions,
     clock::Clock,
     cluster::{addresses::Addresses, client::client},
@@ -36,7 +36,11 @@ use crate::{
     forward::Forwarder,
     handover::{Incumbent, Predecessor},
     inbound,
-    kernel::cgroup,
+    kernel::{self, cgroup},
+    limits::{
+        Limits,
+        memory::{self, Pressure},
+    },
     metrics::{Followed, Metrics},
     sessions::store::Store,
     trust::{
@@ -44,7 +48,12 @@ use crate::{
         roots::UpstreamRoots,
         serving::{asking_server_config, server_config},
     },
-    upstream::{Upstream, pool::DialCounts, roots::Roots, target::Target},
+    upstream::{
+        Upstream,
+        pool::{Bounds, DialCounts},
+        roots::Roots,
+        target::Target,
+    },
 };
 
 /// Connections accepted and not yet served. Small: all that is left to do for one is to spawn its task.
@@ -95,7 +104,7 @@ impl Agent {
         let (source, teller) = Source::open(&options, root.clone(), &cluster, &readiness, &metrics).await?;
         let (around, certificate_ready) = (cluster.surroundings(&source), readiness.condition("certificate"));
         let certificate = serving_certificate(&options, around, &clock, &metrics, certificate_ready).await?;
-        let audit = Audit::start(options.audit_log.to_string_lossy().parse()?, &metrics).await?;
+        let audit = audit_log(&options, readiness.condition("audit"), &clock, &metrics).await?;
 
         let outfit = cluster.outfit(&options, &dials, &clock, &metrics);
         let (mut store, lookup, wanted) = Store::new(outfit, clock.clone());
@@ -113,7 +122,10 @@ impl Agent {
         let (accept, accepted) = mpsc::channel(INBOUND_BACKLOG);
         let interception = Interception {
             root: &root,
-            pin_dir: &options.kernel.pin_dir,
+            installation: kernel::Options {
+                flows_per_pod: options.limits.max_pending_connections,
+                ..kernel::Options::new(&options.kernel.pin_dir)
+            },
             yielded: predecessor.is_some(),
             addresses: addresses.clone(),
             wanted: wanted.clone(),
@@ -139,6 +151,7 @@ impl Agent {
 
         let connections = TaskTracker::new();
         let streams = TaskTracker::new();
+        let pressure = watch_memory(&options.limits, &metrics);
         let metrics = Arc::new(metrics);
         let server = inbound::Server {
             forwarder: Arc::new(Forwarder {
@@ -148,6 +161,8 @@ impl Agent {
                 metrics: Arc::clone(&metrics),
                 node: options.node_name.into(),
                 streams: streams.clone(),
+                limits: options.limits.clone(),
+                pressure,
             }),
             tls,
             asking_tls,
@@ -221,6 +236,30 @@ impl Agent {
     }
 }
 
+async fn audit_log(
+    options: &AgentOptions,
+    condition: Condition,
+    clock: &Clock,
+    metrics: &Metrics,
+) -> anyhow::Result<Audit> {
+    let terms = Terms {
+        failure: options.audit_failure,
+        patience: options.limits.queue_timeout,
+        node: options.node_name.as_str().into(),
+        condition,
+        clock: clock.clone(),
+    };
+    Ok(Audit::start(options.audit_log.to_string_lossy().parse()?, terms, metrics).await?)
+}
+
+fn watch_memory(limits: &Limits, metrics: &Metrics) -> Arc<Pressure> {
+    let pressure = Arc::<Pressure>::default();
+    if let Some(limit) = limits.memory_limit {
+        tokio::spawn(Arc::clone(&pressure).watch(limit, memory::resident, metrics.clone()));
+    }
+    pressure
+}
+
 /// The cluster that the agent serves: where its API server is, who vouches for it, and the agent's own token there.
 pub(super) struct Cluster {
     target: Target,
@@ -259,7 +298,12 @@ impl Cluster {
         }
         let named = options.api_addresses.iter().copied();
         let addresses: BTreeSet<_> = api_server.socket_addr().into_iter().chain(named).collect();
-        let upstream = Upstream::new(target.clone(), Roots::followed(roots.clone()), Arc::clone(dials));
+        let upstream = Upstream::new(
+            target.clone(),
+            Roots::followed(roots.clone()),
+            Arc::clone(dials),
+            Bounds::from(&options.limits),
+        );
         anyhow::ensure!(
             options.sessions.is_none() || !addresses.is_empty(),
             "{api_server} is not an IP address: name the addresses to intercept with --api-address"
@@ -281,6 +325,7 @@ impl Cluster {
             own_token: self.own_token.clone(),
             clock: clock.clone(),
             dials: Arc::clone(dials),
+            bounds: Bounds::from(&options.limits),
             failed_reads: metrics.reload_failures(Followed::Sessions),
             // Session files can't name a Secret.
             secrets: options

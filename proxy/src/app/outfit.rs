@@ -23,7 +23,12 @@ use crate::{
         spec::{AuthMethod, CallerIdentity, SessionSpec, Signer},
         store::Outfitter,
     },
-    upstream::{Upstream, pool::DialCounts, roots::Roots, target::Target},
+    upstream::{
+        Upstream,
+        pool::{Bounds, DialCounts},
+        roots::Roots,
+        target::Target,
+    },
 };
 
 /// The cluster's API server and the agent's own token, and how to follow files of a session's own.
@@ -33,6 +38,7 @@ pub(super) struct Outfit {
     pub(super) own_token: TokenFile,
     pub(super) clock: Clock,
     pub(super) dials: Arc<DialCounts>,
+    pub(super) bounds: Bounds,
     pub(super) failed_reads: Counter,
     /// What Secrets are read with, where the sessions are the cluster's.
     pub(super) secrets: Option<(kube::Client, Metrics)>,
@@ -83,7 +89,7 @@ impl Outfitter for Outfit {
                 server.roots(&self.cluster_roots, &self.failed_reads),
             ),
         };
-        Upstream::new(target, roots, Arc::clone(&self.dials))
+        Upstream::new(target, roots, Arc::clone(&self.dials), self.bounds)
     }
 
     fn own_token(&self) -> Credential {

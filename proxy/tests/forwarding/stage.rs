@@ -30,7 +30,8 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use understudy::{
-    audit::Audit,
+    admin::Readiness,
+    audit::{self, Audit, AuditFailure, Destination},
     caller::{
         Prover,
         authorities::{self, Authorities},
@@ -41,9 +42,9 @@ use understudy::{
     credentials::{BearerToken, CredentialError, TokenFile},
     forward::Forwarder,
     inbound::Server,
-    limits::Limits,
+    limits::{Limits, load::Load},
     metrics::Metrics,
-    pod::{CgroupId, ClientAddr, EnrolledPod, Inbound, OriginalDst, SessionId, WantedPod},
+    pod::{CgroupId, ClientAddr, EnrolledPod, Inbound, OriginalDst, WantedPod},
     sessions::{
         Declared,
         live::Credential,
@@ -55,7 +56,12 @@ use understudy::{
         roots::UpstreamRoots,
         serving::{asking_server_config, server_config},
     },
-    upstream::{Upstream, pool::DialCounts, roots::Roots, target::Target},
+    upstream::{
+        Upstream,
+        pool::{Bounds, DialCounts},
+        roots::Roots,
+        target::Target,
+    },
 };
 
 pub(crate) type Answer = Response<BoxBody<Bytes, Infallible>>;
@@ -72,6 +78,8 @@ pub(crate) struct Terms {
     pub(crate) alpn: Vec<&'static str>,
     pub(crate) streams: u32,
     pub(crate) spec: serde_json::Value,
+    pub(crate) limits: Limits,
+    pub(crate) allow_plain_http: bool,
 }
 
 impl Default for Terms {
@@ -83,6 +91,8 @@ impl Default for Terms {
                 "authMethod": "gateway-kubernetes-auth",
                 "impersonate": {"namespace": "prod", "serviceAccountName": "viewer"},
             }),
+            limits: Limits::default(),
+            allow_plain_http: false,
         }
     }
 }
@@ -112,6 +122,9 @@ impl Seen {
 pub(crate) struct Stage {
     pub(crate) seen: Arc<Seen>,
     pub(crate) pod: Arc<EnrolledPod>,
+    /// Another pod, in a session of its own that is always in force.
+    pub(crate) neighbour: Arc<EnrolledPod>,
+    pub(crate) metrics: Arc<Metrics>,
     pub(crate) dials: Arc<DialCounts>,
     pub(crate) drain: CancellationToken,
     /// Where the upstream is.
@@ -120,6 +133,7 @@ pub(crate) struct Stage {
     pub(crate) secret: watch::Sender<Result<BearerToken, CredentialError>>,
     declare: mpsc::Sender<Vec<Declared>>,
     pub(crate) sessions: SessionLookup,
+    audit: Audit,
     listener: TcpListener,
     inbound: mpsc::Sender<Inbound>,
     roots: RootCertStore,
@@ -130,6 +144,7 @@ struct Outfit {
     target: Target,
     roots: Roots,
     dials: Arc<DialCounts>,
+    bounds: Bounds,
     secret: watch::Receiver<Result<BearerToken, CredentialError>>,
     /// What the agent asks the upstream with who callers are.
     client: kube::Client,
@@ -142,7 +157,7 @@ impl Outfitter for Outfit {
             Some(server) => (server.target.clone(), server.roots(&self.roots, &Counter::default())),
             None => (self.target.clone(), self.roots.clone()),
         };
-        Upstream::new(target, roots, Arc::clone(&self.dials))
+        Upstream::new(target, roots, Arc::clone(&self.dials), self.bounds)
     }
 
     fn own_token(&self) -> Credential {
@@ -203,7 +218,12 @@ impl Stage {
         let roots = Roots::followed(roots);
         std::fs::write(directory.path().join("token"), "agent-token").unwrap();
         let own_token = TokenFile::follow(directory.path().join("token"), Clock::system(), failures.clone()).await;
-        let upstream = Upstream::new(target.clone(), roots.clone(), Arc::default());
+        let upstream = Upstream::new(
+            target.clone(),
+            roots.clone(),
+            Arc::default(),
+            Bounds::from(&terms.limits),
+        );
         let metrics = Arc::new(Metrics::new());
         let outfit = Outfit {
             secret: in_secret,
@@ -212,6 +232,7 @@ impl Stage {
             dials: Arc::clone(&dials),
             client: client(upstream, own_token),
             metrics: Metrics::clone(&metrics),
+            bounds: Bounds::from(&terms.limits),
         };
         let (store, sessions, _) = Store::new(outfit, Clock::system());
         let (declare, declared) = mpsc::channel(1);
@@ -227,44 +248,49 @@ impl Stage {
             client_roots.add(certificate).unwrap();
         }
         let drain = CancellationToken::new();
+        let log = Destination::File(directory.path().join("audit.log"));
+        let kept = audit::Terms {
+            failure: AuditFailure::Refuse,
+            patience: terms.limits.queue_timeout,
+            node: Arc::from("node"),
+            condition: Readiness::default().condition("audit"),
+            clock: Clock::system(),
+        };
+        let audit = Audit::start(log, kept, &metrics).await.unwrap();
         let server = Server {
             forwarder: Arc::new(Forwarder {
                 sessions: sessions.clone(),
                 clock: Clock::system(),
-                audit: Audit::discarding(),
+                audit: audit.clone(),
                 metrics: Arc::clone(&metrics),
                 node: Arc::from("node"),
                 streams: TaskTracker::new(),
+                limits: terms.limits.clone(),
+                pressure: Arc::default(),
             }),
             tls: server_config(certificate.clone()).unwrap(),
             asking_tls: asking_server_config(certificate).unwrap(),
-            allow_plain_http: false,
-            limits: Limits::default(),
-            metrics,
+            allow_plain_http: terms.allow_plain_http,
+            limits: terms.limits,
+            metrics: Arc::clone(&metrics),
             drain: drain.clone(),
         };
         let (inbound, accepted) = mpsc::channel(16);
         tokio::spawn(server.run(accepted, TaskTracker::new()));
-        let session: SessionId = "support/alice".parse().unwrap();
-        let pod = Arc::new(EnrolledPod {
-            wanted: WantedPod {
-                cgroup: "kubepods/pod1".into(),
-                name: Arc::from("shell-0"),
-                session,
-                uid: Some(Arc::from("pod-1")),
-            },
-            cgroup_id: CgroupId(1),
-            gone: CancellationToken::new(),
-        });
+        let pod = enrolled("shell-0", "support/alice", 1);
+        let neighbour = enrolled("shell-1", "support/bob", 2);
         let stage = Self {
             seen,
             pod,
+            neighbour,
+            metrics,
             dials,
             drain,
             address,
             secret,
             declare,
             sessions,
+            audit,
             listener: TcpListener::bind("127.0.0.1:0").await.unwrap(),
             inbound,
             roots: client_roots,
@@ -278,15 +304,18 @@ impl Stage {
     pub(crate) async fn declare(&self, spec: Option<serde_json::Value>) {
         let id = self.pod.wanted.session.clone();
         let wanted_in_force = spec.is_some();
-        let declared = spec.map(|spec| Declared {
-            id: id.clone(),
-            pods: vec![self.pod.wanted.clone()],
+        let declared = |pod: &EnrolledPod, spec| Declared {
+            id: pod.wanted.session.clone(),
+            pods: vec![pod.wanted.clone()],
             spec: parse(spec),
             incarnation: None,
             last_used: None,
-        });
+        };
+        let neighbours = declared(&self.neighbour, Terms::default().spec);
+        let declared = spec.map(|spec| declared(&self.pod, spec));
         let refused = declared.as_ref().is_some_and(|declared| declared.spec.is_err());
-        self.declare.send(declared.into_iter().collect()).await.unwrap();
+        let all = declared.into_iter().chain([neighbours]).collect();
+        self.declare.send(all).await.unwrap();
         if refused {
             return;
         }
@@ -302,6 +331,20 @@ impl Stage {
 
     /// A connection of the pod's, as the enroller hands it over.
     pub(crate) async fn tcp(&self) -> TcpStream {
+        self.tcp_of(&self.pod).await
+    }
+
+    /// A connection of another pod's, in the same session.
+    pub(crate) async fn neighbour(&self) -> conn::http2::SendRequest<BoxBody<Bytes, Infallible>> {
+        let io = self.tls_of(&enrolled("neighbour-0", "support/alice", 3), "h2").await;
+        let (sender, connection) = conn::http2::handshake(TokioExecutor::new(), TokioIo::new(io))
+            .await
+            .unwrap();
+        tokio::spawn(connection);
+        sender
+    }
+
+    async fn tcp_of(&self, pod: &Arc<EnrolledPod>) -> TcpStream {
         let (client, accepted) = tokio::join!(
             TcpStream::connect(self.listener.local_addr().unwrap()),
             self.listener.accept()
@@ -309,7 +352,7 @@ impl Stage {
         let (stream, client_address) = accepted.unwrap();
         let inbound = Inbound {
             stream,
-            pod: Arc::clone(&self.pod),
+            pod: Arc::clone(pod),
             original_dst: OriginalDst("10.96.0.1:443".parse().unwrap()),
             client: ClientAddr(client_address),
         };
@@ -318,17 +361,33 @@ impl Stage {
     }
 
     pub(crate) async fn tls(&self, alpn: &str) -> TlsStream<TcpStream> {
+        self.tls_of(&self.pod, alpn).await
+    }
+
+    async fn tls_of(&self, pod: &Arc<EnrolledPod>, alpn: &str) -> TlsStream<TcpStream> {
+        let name = ServerName::try_from("kubernetes.default.svc").unwrap();
+        TlsConnector::from(Arc::new(self.client_config(alpn)))
+            .connect(name, self.tcp_of(pod).await)
+            .await
+            .unwrap()
+    }
+
+    /// How a client in a pod speaks TLS.
+    pub(crate) fn client_config(&self, alpn: &str) -> ClientConfig {
         let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_root_certificates(self.roots.clone())
             .with_no_client_auth();
         config.alpn_protocols = vec![alpn.as_bytes().to_vec()];
-        let name = ServerName::try_from("kubernetes.default.svc").unwrap();
-        TlsConnector::from(Arc::new(config))
-            .connect(name, self.tcp().await)
-            .await
-            .unwrap()
+        config
+    }
+
+    /// The audit log, once the events of all requests so far are in it.
+    pub(crate) async fn events(&self) -> Vec<serde_json::Value> {
+        self.audit.drain(std::time::Duration::from_secs(20)).await.unwrap();
+        let log = std::fs::read_to_string(self.directory.path().join("audit.log")).unwrap();
+        log.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
     pub(crate) async fn http1(&self) -> conn::http1::SendRequest<BoxBody<Bytes, Infallible>> {
@@ -340,11 +399,32 @@ impl Stage {
     }
 
     pub(crate) async fn http2(&self) -> conn::http2::SendRequest<BoxBody<Bytes, Infallible>> {
-        let io = TokioIo::new(self.tls("h2").await);
+        self.http2_of(&self.pod).await
+    }
+
+    pub(crate) async fn http2_of(
+        &self,
+        pod: &Arc<EnrolledPod>,
+    ) -> conn::http2::SendRequest<BoxBody<Bytes, Infallible>> {
+        let io = TokioIo::new(self.tls_of(pod, "h2").await);
         let (sender, connection) = conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
         tokio::spawn(connection);
         sender
     }
+}
+
+fn enrolled(name: &str, session: &str, cgroup: u64) -> Arc<EnrolledPod> {
+    Arc::new(EnrolledPod {
+        wanted: WantedPod {
+            cgroup: format!("kubepods/pod{cgroup}").into(),
+            name: Arc::from(name),
+            session: session.parse().unwrap(),
+            uid: Some(format!("pod-{cgroup}").into()),
+        },
+        cgroup_id: CgroupId(cgroup),
+        gone: CancellationToken::new(),
+        load: Load::default(),
+    })
 }
 
 /// As a resource where it names a Secret or a CA in itself, as a file says it otherwise.
@@ -425,6 +505,7 @@ async fn start_upstream(directory: &Path, terms: &Terms, seen: Arc<Seen>, handle
                 if http2 {
                     let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
                         .max_concurrent_streams(streams)
+                        .max_header_list_size(1 << 20)
                         .serve_connection(io, service);
                     let mut connection = std::pin::pin!(connection);
                     tokio::select! {
@@ -437,6 +518,7 @@ async fn start_upstream(directory: &Path, terms: &Terms, seen: Arc<Seen>, handle
                 } else {
                     let _ = hyper::server::conn::http1::Builder::new()
                         .half_close(true)
+                        .max_headers(1024)
                         .serve_connection(io, service)
                         .with_upgrades()
                         .await;
