@@ -123,7 +123,11 @@ async fn a_full_disk_for_the_audit_log_is_never_silent(#[case] policy: &str) -> 
     let lost = (0..MORE).find(|lost| (f64::from(u32::try_from(*lost).unwrap_or(0)) - dropped).abs() < 0.5);
     let lost = lost.with_context(|| format!("{dropped} lost"))?;
     assert!(lost > 1, "{codes:?}");
-    let expected = if policy == "refuse" { (BACKLOG + MORE + 1 - lost, lost - 1) } else { (BACKLOG + MORE, 0) };
+    let expected = if policy == "refuse" {
+        (BACKLOG + MORE + 1 - lost, lost - 1)
+    } else {
+        (BACKLOG + MORE, 0)
+    };
     assert_eq!((of("200"), of("503")), expected, "{codes:?}");
     let readiness = world.agent.readiness().await?;
     assert!(readiness.contains("[-]audit failed"), "{readiness}");
