@@ -36,7 +36,7 @@ use crate::{
     forward::Forwarder,
     handover::{Incumbent, Predecessor},
     inbound,
-    kernel::cgroup,
+    kernel::{self, cgroup},
     limits::{
         Limits,
         memory::{self, Pressure},
@@ -122,7 +122,10 @@ impl Agent {
         let (accept, accepted) = mpsc::channel(INBOUND_BACKLOG);
         let interception = Interception {
             root: &root,
-            pin_dir: &options.kernel.pin_dir,
+            installation: kernel::Options {
+                flows_per_pod: options.limits.max_pending_connections,
+                ..kernel::Options::new(&options.kernel.pin_dir)
+            },
             yielded: predecessor.is_some(),
             addresses: addresses.clone(),
             wanted: wanted.clone(),

@@ -30,6 +30,7 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use understudy::{
+    admin::Readiness,
     audit::{self, Audit, AuditFailure, Destination},
     caller::{
         Prover,
@@ -252,6 +253,8 @@ impl Stage {
             failure: AuditFailure::Refuse,
             patience: terms.limits.queue_timeout,
             node: Arc::from("node"),
+            condition: Readiness::default().condition("audit"),
+            clock: Clock::system(),
         };
         let audit = Audit::start(log, kept, &metrics).await.unwrap();
         let server = Server {
