@@ -56,6 +56,7 @@ pub(super) async fn report_token(mut token: TokenFile, condition: Condition) {
 
 /// Enters what the kernel side counts.
 pub(super) fn register_kernel(registry: &mut Registry, kernel: Arc<Kernel>, enrolment: &Enrolment) {
+    let records = Arc::clone(&kernel);
     register_counts(
         registry,
         "kernel_connects",
@@ -67,6 +68,12 @@ pub(super) fn register_kernel(registry: &mut Registry, kernel: Arc<Kernel>, enro
                 .map(|counters| counters.iter().collect())
                 .unwrap_or_default()
         },
+    );
+    register_gauge(
+        registry,
+        "flow_records",
+        "Connections that the kernel has redirected and no listener has taken yet",
+        move || records.flow_count().ok().and_then(|count| i64::try_from(count).ok()),
     );
     let refusals = Arc::clone(&enrolment.refusals);
     register_counts(
