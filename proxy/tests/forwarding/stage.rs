@@ -31,7 +31,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use understudy::{
     admin::Readiness,
-    audit::{Audit, AuditFailure, Destination},
+    audit::{self, Audit, AuditFailure, Destination},
     caller::{
         Prover,
         authorities::{self, Authorities},
@@ -249,14 +249,14 @@ impl Stage {
         }
         let drain = CancellationToken::new();
         let log = Destination::File(directory.path().join("audit.log"));
-        let keeping = understudy::audit::Terms {
+        let kept = audit::Terms {
             failure: AuditFailure::Refuse,
             patience: terms.limits.queue_timeout,
             node: Arc::from("node"),
             condition: Readiness::default().condition("audit"),
             clock: Clock::system(),
         };
-        let audit = Audit::start(log, keeping, &metrics).await.unwrap();
+        let audit = Audit::start(log, kept, &metrics).await.unwrap();
         let server = Server {
             forwarder: Arc::new(Forwarder {
                 sessions: sessions.clone(),
@@ -271,7 +271,7 @@ impl Stage {
             tls: server_config(certificate.clone()).unwrap(),
             asking_tls: asking_server_config(certificate).unwrap(),
             allow_plain_http: terms.allow_plain_http,
-            limits: terms.limits.clone(),
+            limits: terms.limits,
             metrics: Arc::clone(&metrics),
             drain: drain.clone(),
         };
@@ -334,9 +334,14 @@ impl Stage {
         self.tcp_of(&self.pod).await
     }
 
-    /// A connection of another pod's, over HTTP/2.
+    /// A connection of another pod's, in the same session.
     pub(crate) async fn neighbour(&self) -> conn::http2::SendRequest<BoxBody<Bytes, Infallible>> {
-        self.http2_of(&self.neighbour).await
+        let io = self.tls_of(&enrolled("neighbour-0", "support/alice", 3), "h2").await;
+        let (sender, connection) = conn::http2::handshake(TokioExecutor::new(), TokioIo::new(io))
+            .await
+            .unwrap();
+        tokio::spawn(connection);
+        sender
     }
 
     async fn tcp_of(&self, pod: &Arc<EnrolledPod>) -> TcpStream {
