@@ -2,6 +2,7 @@
 
 mod agent;
 mod certificate;
+pub mod confine;
 mod intercept;
 mod outfit;
 mod report;
@@ -12,11 +13,6 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::Context;
-use nix::sys::{
-    prctl,
-    resource::{Resource, getrlimit, setrlimit},
-};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -26,6 +22,17 @@ use crate::{
     cli::{AgentOptions, CheckOptions, Command, LogFormat, Output},
     gate, handover, kernel, sessions,
 };
+
+/// What has to be done before any thread is made: the agent gives up what it won't need.
+///
+/// # Errors
+/// What can't be given up.
+pub fn prepare(command: &Command) -> anyhow::Result<()> {
+    if let Command::Agent(options) = command {
+        confine::confine(options)?;
+    }
+    Ok(())
+}
 
 /// Runs a command to its end.
 ///
@@ -81,7 +88,6 @@ async fn run_check(options: &CheckOptions) -> anyhow::Result<ExitCode> {
 }
 
 async fn run_agent(options: AgentOptions) -> anyhow::Result<()> {
-    guard_process()?;
     let mut signals = Signals::new()?;
     let deadline = options.drain_deadline;
     // A start may have to wait for the cluster, and gives up where it is. The kernel side is put in force in one step.
@@ -102,16 +108,6 @@ async fn run_agent(options: AgentOptions) -> anyhow::Result<()> {
         () = agent.drain(deadline) => {}
         _ = signals.interrupt.recv() => tracing::warn!("interrupted: open streams are cut"),
     }
-    Ok(())
-}
-
-/// Before the first secret is read: no core dump holds one, and nobody of the same user reads it from memory
-/// (invariant 3). And as many descriptors as the system grants, for two go with every connection.
-fn guard_process() -> anyhow::Result<()> {
-    prctl::set_dumpable(false).context("prctl(PR_SET_DUMPABLE)")?;
-    setrlimit(Resource::RLIMIT_CORE, 0, 0).context("setrlimit(RLIMIT_CORE)")?;
-    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, most, most).context("setrlimit(RLIMIT_NOFILE)")?;
     Ok(())
 }
 

@@ -1,22 +1,25 @@
 //! The audit log: a line of JSON for each request, to a file or to standard output.
 //!
-//! No event is dropped in silence. One task owns the sink and repeats what fails; while too many events wait for it,
-//! no new request is admitted. An event of a request once admitted never waits, so that its end can't stall.
+//! No event is dropped in silence. One task owns the sink and repeats what fails. While too many events wait for it,
+//! requests wait as well, and are refused in the end; or they go on and their events are lost, where the operator would
+//! rather have that ([`AuditFailure`]). What was lost is counted, and written into the log when it works again. An event
+//! of a request once admitted never waits, so that its end can't stall.
 
 mod event;
+mod gap;
 mod sink;
 
 use std::{
     path::PathBuf,
     str::FromStr,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use tokio::{
     sync::{
         Notify,
@@ -27,8 +30,15 @@ use tokio::{
 };
 
 pub use self::event::{Event, Ticket};
-use self::sink::{File, Pending, Sink};
-use crate::metrics::Metrics;
+use self::{
+    gap::Gap,
+    sink::{File, Pending, Sink},
+};
+use crate::{
+    admin::{Condition, Readiness},
+    clock::Clock,
+    metrics::Metrics,
+};
 
 /// As many events may wait before no further request is admitted.
 pub const BACKLOG: usize = 4096;
@@ -37,6 +47,38 @@ const BATCH: usize = 256;
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LAST: Duration = Duration::from_secs(5);
 const COMPLAIN_EVERY: Duration = Duration::from_secs(30);
+/// A sink that is merely too slow loses events all the time.
+const GAP_EVERY: Duration = Duration::from_secs(1);
+
+/// What becomes of requests while as many events wait as may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum AuditFailure {
+    /// They wait, and are refused after `--queue-timeout`: nothing is done that isn't written down.
+    #[default]
+    Refuse,
+    /// They go on, and their events are lost, counted, and the gap written down later.
+    Continue,
+}
+
+/// What the log is kept by.
+#[derive(Debug)]
+pub struct Terms {
+    /// What becomes of requests while it can't be written.
+    pub failure: AuditFailure,
+    /// How long a request waits for room in it.
+    pub patience: Duration,
+    /// The node's name, for what the log says of itself.
+    pub node: Arc<str>,
+    /// Met while it is written.
+    pub condition: Condition,
+    /// Dates what the log says of itself.
+    pub clock: Clock,
+}
+
+/// The audit log has no room for a request's event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("no room in the audit log: look in the agent's log for why its destination fails")]
+pub struct NoRoom;
 
 /// Why there is no audit log.
 #[derive(Debug, thiserror::Error)]
@@ -88,13 +130,18 @@ pub struct Audit {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
+    terms: Terms,
     /// Events that were sent and aren't written yet.
     backlog: AtomicUsize,
     /// Tickets whose event is still to come.
     open: AtomicUsize,
+    losses: Mutex<Losses>,
     shown: Gauge,
+    dropped: Counter,
+    /// There is a gap to be written down.
+    gapped: Notify,
     /// Something was written, or a ticket went.
     moved: Notify,
     reopen: Notify,
@@ -105,36 +152,42 @@ impl Audit {
     ///
     /// # Errors
     /// If the destination can't be opened.
-    pub async fn start(destination: Destination, metrics: &Metrics) -> Result<Self, AuditError> {
+    pub async fn start(destination: Destination, terms: Terms, metrics: &Metrics) -> Result<Self, AuditError> {
         let opened = task::spawn_blocking(move || match &destination {
             Destination::Stdout => File::stdout().map_err(|error| ("-".to_owned(), error)),
             Destination::File(path) => File::open(path).map_err(|error| (path.display().to_string(), error)),
         });
         let opened = opened.await.map_err(|_| AuditError::Stopped)?;
         let sink = opened.map_err(|(destination, source)| AuditError::Open { destination, source })?;
-        Ok(Self::with_sink(Box::new(sink), metrics))
+        Ok(Self::with_sink(Box::new(sink), terms, metrics))
     }
 
     /// A log that keeps nothing, for tests of what comes before it.
     #[must_use]
     pub fn discarding() -> Self {
+        let terms = Terms {
+            failure: AuditFailure::Continue,
+            patience: Duration::ZERO,
+            node: Arc::from(""),
+            condition: Readiness::default().condition("audit"),
+            clock: Clock::system(),
+        };
         Self {
             events: None,
-            shared: Arc::default(),
+            shared: Arc::new(Shared::new(terms, &Metrics::new())),
         }
     }
 
-    fn with_sink(sink: Box<dyn Sink>, metrics: &Metrics) -> Self {
+    fn with_sink(sink: Box<dyn Sink>, terms: Terms, metrics: &Metrics) -> Self {
         let (events, receiver) = mpsc::unbounded_channel();
-        let shared = Arc::new(Shared {
-            shown: metrics.audit_backlog().clone(),
-            ..Shared::default()
-        });
+        terms.condition.ready();
+        let shared = Arc::new(Shared::new(terms, metrics));
         let writer = Writer {
             sink: Some(sink),
             shared: Arc::clone(&shared),
             metrics: metrics.clone(),
             complained: None,
+            next_gap: Instant::now(),
         };
         tokio::spawn(writer.run(receiver));
         Self {
@@ -145,12 +198,32 @@ impl Audit {
 
     /// Waits until the log can take a request's event. Call it before anything is sent upstream: what isn't admitted
     /// must not take effect. Where the log is closed, as the runtime is going down, nothing is admitted any more.
-    pub async fn admit(&self) -> Ticket {
-        self.shared.wait_until(|shared| shared.backlog() < BACKLOG).await;
+    ///
+    /// # Errors
+    /// If it can't within the time that it's given, and requests are to be refused then.
+    pub async fn admit(&self) -> Result<Ticket, NoRoom> {
+        if self.shared.terms.failure == AuditFailure::Refuse && !self.shared.has_room() {
+            let room = self.shared.wait_until(Shared::has_room);
+            if time::timeout(self.shared.terms.patience, room).await.is_err() {
+                return Err(self.shared.refuse());
+            }
+        }
         if self.events.as_ref().is_some_and(UnboundedSender::is_closed) {
             std::future::pending::<()>().await;
         }
-        Ticket::new(self.clone())
+        Ok(Ticket::new(self.clone()))
+    }
+
+    /// As [`Audit::admit`], for a request that won't be sent on: it doesn't wait.
+    ///
+    /// # Errors
+    /// If the log can't take its event now.
+    pub fn admit_at_once(&self) -> Result<Ticket, NoRoom> {
+        if self.shared.has_room() {
+            Ok(Ticket::new(self.clone()))
+        } else {
+            Err(self.shared.refuse())
+        }
     }
 
     /// Closes the file and opens it by its name again, as a log rotation asks for by SIGHUP. A file that was moved
@@ -172,6 +245,10 @@ impl Audit {
 
     fn send(&self, event: Event) {
         let Some(events) = &self.events else { return };
+        if self.shared.terms.failure == AuditFailure::Continue && !self.shared.has_room() {
+            self.shared.lose();
+            return;
+        }
         self.shared.backlog.fetch_add(1, Ordering::SeqCst);
         self.shared.shown.inc();
         if let Err(unsent) = events.send(event) {
@@ -183,13 +260,77 @@ impl Audit {
 }
 
 impl Shared {
+    fn new(terms: Terms, metrics: &Metrics) -> Self {
+        Self {
+            terms,
+            backlog: AtomicUsize::new(0),
+            open: AtomicUsize::new(0),
+            losses: Mutex::default(),
+            shown: metrics.audit_backlog().clone(),
+            dropped: metrics.audit_events_dropped().clone(),
+            gapped: Notify::new(),
+            moved: Notify::new(),
+            reopen: Notify::new(),
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.backlog() < BACKLOG
+    }
+
+    fn refuse(&self) -> NoRoom {
+        self.lose();
+        NoRoom
+    }
+
+    /// An event isn't written, and that is.
+    fn lose(&self) {
+        self.dropped.inc();
+        self.terms
+            .condition
+            .not_ready("the audit log can't be written; the agent's log says why");
+        let now = self.terms.clock.now();
+        let mut losses = self.losses();
+        let Losses { gap, told } = &mut *losses;
+        if let Some(gap) = gap {
+            gap.grow(now);
+            return;
+        }
+        let is_told = told.is_none_or(|at| at.elapsed() >= COMPLAIN_EVERY);
+        *gap = Some(Gap::new(&self.terms.node, now, is_told));
+        if is_told {
+            *told = Some(Instant::now());
+            let policy = self.terms.failure;
+            tracing::error!(?policy, "audit events are lost: the audit log can't be written");
+        }
+        drop(losses);
+        self.gapped.notify_one();
+    }
+
+    /// A poisoned lock is taken over: what it guards is whole after each change.
+    fn losses(&self) -> MutexGuard<'_, Losses> {
+        self.losses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lost(&self) -> u64 {
+        self.losses().gap.as_ref().map_or(0, Gap::lost)
+    }
+
     fn backlog(&self) -> usize {
         self.backlog.load(Ordering::SeqCst)
     }
 
     /// The tickets first: an event enters the backlog before its ticket goes.
     fn unwritten(&self) -> usize {
-        self.open.load(Ordering::SeqCst) + self.backlog()
+        self.open.load(Ordering::SeqCst) + self.backlog() + usize::from(self.losses().gap.is_some())
+    }
+
+    /// Waits until there is a gap to be written down, and it is time to.
+    async fn gap_since(&self, time: Instant) {
+        while self.losses().gap.is_none() {
+            self.gapped.notified().await;
+        }
+        time::sleep_until(time).await;
     }
 
     async fn wait_until(&self, holds: impl Fn(&Self) -> bool) {
@@ -217,6 +358,14 @@ impl Shared {
     }
 }
 
+/// What was lost and isn't written down yet.
+#[derive(Debug, Default)]
+struct Losses {
+    gap: Option<Gap>,
+    /// When the agent's own log last told of a gap.
+    told: Option<Instant>,
+}
+
 /// The one owner of the sink.
 struct Writer {
     // Away while a blocking thread writes.
@@ -224,6 +373,8 @@ struct Writer {
     shared: Arc<Shared>,
     metrics: Metrics,
     complained: Option<Instant>,
+    /// Not before this.
+    next_gap: Instant,
 }
 
 impl Writer {
@@ -232,6 +383,12 @@ impl Writer {
         loop {
             let count = tokio::select! {
                 count = events.recv_many(&mut batch, BATCH) => count,
+                () = self.shared.gap_since(self.next_gap) => {
+                    if !self.write_gap().await {
+                        return;
+                    }
+                    continue;
+                }
                 () = self.shared.reopen.notified() => {
                     if let Some(sink) = self.sink.as_mut() {
                         sink.close();
@@ -253,6 +410,26 @@ impl Writer {
         }
     }
 
+    /// Writes down what was lost, when what came before is written.
+    async fn write_gap(&mut self) -> bool {
+        // What is lost while it is being written is in the next.
+        let Some(gap) = self.shared.losses().gap.clone() else {
+            return true;
+        };
+        if !self.write(Pending::lines(&[&gap])).await {
+            return false;
+        }
+        if gap.is_told {
+            tracing::warn!(lost = gap.lost(), since = %gap.since(), until = %gap.until(), "audit events were lost; the audit log says so");
+        }
+        let mut losses = self.shared.losses();
+        losses.gap = losses.gap.take().and_then(|now| now.without(&gap));
+        drop(losses);
+        self.next_gap = Instant::now() + GAP_EVERY;
+        self.shared.moved.notify_waiters();
+        true
+    }
+
     /// Until it's done. False: there is no thread to write with any more.
     async fn write(&mut self, mut pending: Pending) -> bool {
         let mut pause = RETRY_FIRST;
@@ -268,16 +445,23 @@ impl Writer {
             self.sink = Some(sink);
             pending = rest;
             let Err(error) = outcome else {
+                self.shared.terms.condition.ready();
                 if self.complained.take().is_some() {
                     tracing::info!("the audit log is being written again");
                 }
                 return true;
             };
             self.metrics.audit_write_failures().inc();
+            self.shared
+                .terms
+                .condition
+                .not_ready("the audit log can't be written; the agent's log says why");
             if self.complained.is_none_or(|at| at.elapsed() >= COMPLAIN_EVERY) {
                 self.complained = Some(Instant::now());
                 let backlog = self.shared.backlog.load(Ordering::Acquire);
-                tracing::error!(%error, backlog, limit = BACKLOG, "the audit log cannot be written; requests wait when the backlog reaches its limit");
+                let lost = self.shared.lost();
+                let policy = self.shared.terms.failure;
+                tracing::error!(%error, backlog, limit = BACKLOG, lost, ?policy, "the audit log cannot be written; requests wait, or their events are lost, when the backlog reaches its limit");
             }
             time::sleep(pause).await;
             pause = (pause * 2).min(RETRY_LAST);

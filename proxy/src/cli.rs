@@ -8,7 +8,7 @@ use std::{
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::limits::Limits;
+use crate::{audit::AuditFailure, limits::Limits};
 
 /// Lends pods an identity for a session: a transparent proxy for the Kubernetes API server.
 #[derive(Debug, Parser)]
@@ -92,6 +92,9 @@ pub struct AgentOptions {
     /// Where to write audit events, one JSON object a line; `-` is standard output.
     #[arg(long, value_name = "PATH", default_value = "-")]
     pub audit_log: PathBuf,
+    /// What becomes of requests while the audit log can't be written.
+    #[arg(long, value_enum, default_value_t = AuditFailure::Refuse)]
+    pub audit_failure: AuditFailure,
     /// This node's name: for the audit log and, without `--sessions`, for finding its pods.
     #[arg(
         long,
@@ -182,6 +185,11 @@ pub struct ClusterOptions {
         default_value = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt"
     )]
     pub ca_file: PathBuf,
+    /// The CA of the cluster's clients, for sessions whose callers prove who they are; read again when it changes. Without
+    /// `--sessions` it is otherwise what the API server publishes in
+    /// kube-system/extension-apiserver-authentication.
+    #[arg(long, value_name = "PATH")]
+    pub client_ca_file: Option<PathBuf>,
 }
 
 /// Why a workload accepts our certificate.

@@ -24,7 +24,7 @@ pub mod watch;
 pub mod writer;
 
 #[cfg(test)]
-mod mock;
+pub(crate) mod mock;
 
 use std::{fmt, time::Duration};
 

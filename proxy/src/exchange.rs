@@ -13,8 +13,10 @@ use tokio::time::Instant;
 
 use crate::{
     audit::{Event, Ticket},
+    caller::Caller,
     clock::Clock,
     forward::Origin,
+    limits::load::Place,
     metrics::{Completion, Metrics, OpenStream},
     pod::EnrolledPod,
     sessions::{live::LiveSession, usage},
@@ -25,6 +27,8 @@ use crate::{
 pub struct Opening<'r, B> {
     /// The right to write an event, which the audit log gave.
     pub ticket: Ticket,
+    /// Its place among what the pod may have in flight; none where it is refused for want of one.
+    pub place: Option<Place>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Dates the event.
@@ -46,6 +50,7 @@ pub struct Exchange {
     started: Instant,
     event: Event,
     ticket: Option<Ticket>,
+    _place: Option<Place>,
     _open: OpenStream,
     /// While it is held, the session isn't idle.
     _use: Option<usage::Open>,
@@ -55,6 +60,8 @@ pub struct Exchange {
     cut_short: AtomicBool,
     upgrade: OnceLock<&'static str>,
     refused: OnceLock<Refusal>,
+    caller: OnceLock<(Option<String>, &'static str)>,
+    acts_as: OnceLock<String>,
 }
 
 impl Exchange {
@@ -63,6 +70,7 @@ impl Exchange {
     pub fn open<B>(opening: Opening<'_, B>) -> Self {
         let Opening {
             ticket,
+            place,
             metrics,
             clock,
             node,
@@ -96,12 +104,15 @@ impl Exchange {
             started: Instant::now(),
             event,
             ticket: Some(ticket),
+            _place: place,
             code: AtomicU16::new(0),
             request_bytes: AtomicU64::new(0),
             response_bytes: AtomicU64::new(0),
             cut_short: AtomicBool::new(false),
             upgrade: OnceLock::new(),
             refused: OnceLock::new(),
+            caller: OnceLock::new(),
+            acts_as: OnceLock::new(),
         }
     }
 
@@ -137,6 +148,16 @@ impl Exchange {
         let _ = self.refused.set(refusal);
     }
 
+    /// The caller has proved who it is.
+    pub fn proved(&self, caller: &Caller) {
+        let _ = self.caller.set((caller.name().map(str::to_owned), caller.proof.name()));
+    }
+
+    /// Whom it acts as, where that isn't for the session to say.
+    pub fn acts_as(&self, name: &str) {
+        let _ = self.acts_as.set(name.to_owned());
+    }
+
     /// It goes on in another protocol.
     pub fn upgraded(&self, protocol: &'static str) {
         let _ = self.upgrade.set(protocol);
@@ -168,6 +189,13 @@ impl Drop for Exchange {
         event.cut_short = self.cut_short.load(Ordering::Relaxed);
         event.upgrade = self.upgrade.get().copied();
         event.refused = refused.map(Refusal::as_str);
+        if let Some((name, proof)) = self.caller.take() {
+            event.caller = name;
+            event.proof = Some(proof);
+        }
+        if let Some(name) = self.acts_as.take() {
+            event.acts_as = Some(name);
+        }
         ticket.finish(event);
     }
 }

@@ -1,20 +1,23 @@
-//! One request: looked up, guarded, judged by the session's own rules, stripped, dressed, sent on, streamed back, written down.
+//! One request: looked up, guarded, judged by the session's own rules, its caller's proof seen to, stripped, dressed, sent
+//! on, streamed back, written down.
 //!
 //! The order is the point of this module. Each step may refuse, and a refused request sends nothing upstream.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio_util::task::TaskTracker;
 
 use crate::{
     audit::Audit,
     body::{RequestBody, ResponseBody},
+    caller::{Shown, x509::Certificate},
     clock::Clock,
     exchange::{Exchange, Opening},
-    identity,
-    metrics::Metrics,
+    identity::{self, ActsAs},
+    limits::{Limits, load::Place, memory::Pressure},
+    metrics::{Completion, Limit, Metrics},
     pod::{ClientAddr, EnrolledPod, OriginalDst},
     sessions::{live::LiveSession, store::SessionLookup},
     status::Refusal,
@@ -38,6 +41,10 @@ pub struct Forwarder {
     pub node: Arc<str>,
     /// The tasks of upgraded streams, which outlive their requests.
     pub streams: TaskTracker,
+    /// How much a pod may ask.
+    pub limits: Limits,
+    /// How the agent's memory stands.
+    pub pressure: Arc<Pressure>,
 }
 
 /// The connection that a request came on, as the kernel vouched for it.
@@ -49,16 +56,49 @@ pub struct Origin {
     pub original_dst: OriginalDst,
     /// From where.
     pub client: ClientAddr,
+    /// The certificate that the client showed, where it was asked for one. It proves nothing before it is judged.
+    pub certificate: Option<Arc<Certificate>>,
+}
+
+/// As whom a request goes upstream.
+enum Acting {
+    /// As the session says.
+    Session,
+    /// As the caller proved to be, or may be.
+    Caller(ActsAs),
+    /// As nobody: without a credential.
+    Nobody,
 }
 
 impl Forwarder {
     /// Serves one request. Always answers: an error of ours is a `Status`.
     pub async fn serve(&self, origin: &Origin, request: Request<Incoming>) -> Response<ResponseBody> {
-        let ticket = self.audit.admit().await;
+        let place = if self.pressure.refuses(&origin.pod) {
+            Err(Limit::Memory)
+        } else {
+            Place::for_request(&origin.pod, &request, &self.limits)
+        };
+        // Who has no place doesn't wait for one in the log either.
+        let admitted = match place {
+            Ok(_) => self.audit.admit().await,
+            Err(_) => self.audit.admit_at_once(),
+        };
+        if let Err(limit) = place {
+            self.metrics.limit_hit(limit);
+        }
+        let Ok(ticket) = admitted else {
+            return self.unwritten(&request, place.is_ok());
+        };
         let snapshot = self.sessions.snapshot();
         let session = snapshot.session(&origin.pod.wanted.session, self.clock.now());
+        let place = place.map_err(|_| Refusal::TooManyRequests);
+        let (place, session) = match place {
+            Ok(place) => (Some(place), session),
+            Err(refusal) => (None, Err(refusal)),
+        };
         let exchange = Arc::new(Exchange::open(Opening {
             ticket,
+            place,
             metrics: Arc::clone(&self.metrics),
             clock: self.clock.clone(),
             node: Arc::clone(&self.node),
@@ -67,7 +107,7 @@ impl Forwarder {
             request: &request,
         }));
         let outcome = match session {
-            Ok(session) => self.forward(session, request, &exchange).await,
+            Ok(session) => self.forward(session, origin, request, &exchange).await,
             Err(refusal) => Err(refusal),
         };
         let response = outcome.unwrap_or_else(|refusal| {
@@ -78,25 +118,59 @@ impl Forwarder {
         response.map(|body| body.counted(exchange))
     }
 
+    /// Refuses a request that the audit log has no room for; its loss is written down there when there is.
+    fn unwritten<B>(&self, request: &Request<B>, has_place: bool) -> Response<ResponseBody> {
+        self.metrics.limit_hit(Limit::AuditBacklog);
+        let refusal = if has_place {
+            Refusal::AuditUnavailable
+        } else {
+            Refusal::TooManyRequests
+        };
+        self.metrics.completed(&Completion {
+            method: request.method().as_str(),
+            code: refusal.code().as_u16(),
+            refused: Some(refusal),
+            duration: Duration::ZERO,
+        });
+        refuse(refusal)
+    }
+
     async fn forward(
         &self,
         session: Arc<LiveSession>,
+        origin: &Origin,
         mut request: Request<Incoming>,
         exchange: &Arc<Exchange>,
     ) -> Result<Response<ResponseBody>, Refusal> {
+        let is_callers_own = session.spec.method.is_callers_own();
+        // Whoever reaches the agent's own listener is nobody until it proves otherwise: it is lent no identity.
+        if origin.pod.is_outside() && !is_callers_own {
+            return Err(Refusal::SessionInvalid);
+        }
         let upgrade = upgrade::requested(&mut request)?;
         let (mut head, body) = request.into_parts();
-        identity::guard(&head)?;
+        identity::guard(&head, is_callers_own)?;
         if session.spec.refuse.refuse(&head.method, &head.uri, upgrade.is_some()) {
             return Err(Refusal::NotGranted);
         }
+        let is_websocket = upgrade.as_ref().is_some_and(Upgrade::is_websocket);
+        let acting = self
+            .acting(&session, origin, &head.headers, is_websocket, exchange)
+            .await?;
         identity::strip(&mut head.headers);
-        let token = session.token(self.clock.now()).map_err(|error| {
-            tracing::error!(session = %session.id, %error, "no credential to act with");
-            Refusal::CredentialUnavailable
-        })?;
-        let acts_as = session.spec.method.acts_as();
-        identity::dress(&mut head.headers, &token, acts_as, session.told()).map_err(|error| {
+        let token = match acting {
+            Acting::Nobody => None,
+            Acting::Session | Acting::Caller(_) => Some(session.token(self.clock.now()).map_err(|error| {
+                tracing::error!(session = %session.id, %error, "no credential to act with");
+                Refusal::CredentialUnavailable
+            })?),
+        };
+        let acts_as = match &acting {
+            Acting::Session => session.spec.method.acts_as(),
+            Acting::Caller(acts_as) => Some(acts_as),
+            Acting::Nobody => None,
+        };
+        identity::dress(&mut head.headers, token.as_ref(), acts_as, session.told()).map_err(|error| {
             tracing::error!(session = %session.id, %error, "a request is not forwarded");
             Refusal::Internal
         })?;
@@ -111,7 +185,7 @@ impl Forwarder {
         let answered = async {
             match upgrade {
                 Some(upgrade) => self.upgrade(&session, upgrade, request, exchange).await,
-                None => send(&session, request).await,
+                None => self.send(&session, request).await,
             }
         };
         tokio::select! {
@@ -119,6 +193,34 @@ impl Forwarder {
             () = session.ended.cancelled() => Err(session.refusal()),
             answered = answered => answered,
         }
+    }
+
+    /// Has the caller prove what the session asks for.
+    async fn acting(
+        &self,
+        session: &LiveSession,
+        origin: &Origin,
+        headers: &HeaderMap,
+        is_websocket: bool,
+        exchange: &Exchange,
+    ) -> Result<Acting, Refusal> {
+        let Some(prover) = &session.prover else {
+            return Ok(Acting::Session);
+        };
+        let shown = Shown::read(headers, is_websocket)?;
+        if session.spec.require_pod_token {
+            prover.is_of_pod(&shown, origin.pod.wanted.uid.as_deref()).await?;
+        }
+        if !session.spec.method.is_callers_own() {
+            return Ok(Acting::Session);
+        }
+        let caller = prover
+            .prove(origin.certificate.as_deref(), &shown, self.clock.now())
+            .await?;
+        exchange.proved(&caller);
+        let acts_as = prover.acts_as(&caller, &shown).await?;
+        exchange.acts_as(acts_as.as_ref().map_or(identity::ANONYMOUS, ActsAs::name));
+        Ok(acts_as.map_or(Acting::Nobody, Acting::Caller))
     }
 
     async fn upgrade(
@@ -132,42 +234,49 @@ impl Forwarder {
             .upstream
             .send_upgrade(request)
             .await
-            .map_err(|error| unreachable(session, &error))?;
+            .map_err(|error| self.unreachable(session, &error))?;
         if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
             return upgrade.switch(answer, session, Arc::clone(exchange), &self.streams);
         }
         Ok(pass_on(answer.map(crate::upstream::UpstreamBody::unpooled), session))
     }
-}
 
-async fn send(session: &LiveSession, request: Request<RequestBody>) -> Result<Response<ResponseBody>, Refusal> {
-    let answer = session
-        .upstream
-        .send(request)
-        .await
-        .map_err(|error| unreachable(session, &error))?;
-    if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
-        tracing::error!(session = %session.id, "the upstream switched protocols unasked");
-        return Err(Refusal::UpstreamFailed);
+    async fn send(
+        &self,
+        session: &LiveSession,
+        request: Request<RequestBody>,
+    ) -> Result<Response<ResponseBody>, Refusal> {
+        let answer = session
+            .upstream
+            .send(request)
+            .await
+            .map_err(|error| self.unreachable(session, &error))?;
+        if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+            tracing::error!(session = %session.id, "the upstream switched protocols unasked");
+            return Err(Refusal::UpstreamFailed);
+        }
+        Ok(pass_on(answer, session))
     }
-    Ok(pass_on(answer, session))
+
+    /// The cause goes to the log; the client is told which kind.
+    fn unreachable(&self, session: &LiveSession, error: &UpstreamError) -> Refusal {
+        tracing::warn!(session = %session.id, %error, "a request was not answered by the upstream");
+        if let Some(limit) = error.limit() {
+            self.metrics.limit_hit(limit);
+            return Refusal::Overloaded;
+        }
+        match error {
+            UpstreamError::Request(_) => Refusal::NotForwardable,
+            error if error.nothing_sent() => Refusal::UpstreamUnreachable,
+            _ => Refusal::UpstreamFailed,
+        }
+    }
 }
 
 fn pass_on(answer: Response<crate::upstream::UpstreamBody>, session: &LiveSession) -> Response<ResponseBody> {
     let mut answer = answer.map(|body| ResponseBody::upstream(body, &session.ended));
     identity::strip_response(answer.headers_mut());
     answer
-}
-
-/// The cause goes to the log; the client is told which kind.
-fn unreachable(session: &LiveSession, error: &UpstreamError) -> Refusal {
-    tracing::warn!(session = %session.id, %error, "a request was not answered by the upstream");
-    match error {
-        UpstreamError::Request(_) => Refusal::NotForwardable,
-        UpstreamError::Exhausted => Refusal::Overloaded,
-        error if error.nothing_sent() => Refusal::UpstreamUnreachable,
-        _ => Refusal::UpstreamFailed,
-    }
 }
 
 /// The answer that says so. A refused request may have left a body unread: the connection is closed after it

@@ -10,8 +10,12 @@ mod guard;
 mod headers;
 mod strip;
 
-pub use acts_as::{ActsAs, ActsAsError};
+pub use acts_as::{ANONYMOUS, AUTHENTICATED, ActsAs, ActsAsError};
 pub use dress::{DressError, dress};
+pub(crate) use guard::asks_to_impersonate;
 pub use guard::guard;
-pub(crate) use headers::list_members;
+pub(crate) use headers::{
+    BEARER_SUBPROTOCOL_PREFIX, IMPERSONATE_EXTRA_PREFIX, IMPERSONATE_GROUP, IMPERSONATE_UID, IMPERSONATE_USER,
+    list_members,
+};
 pub use strip::{strip, strip_response};

@@ -3,7 +3,7 @@
 
 pub mod cgroup;
 mod counters;
-mod diag;
+pub(crate) mod diag;
 mod flows;
 mod handle;
 mod install;

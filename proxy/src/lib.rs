@@ -42,6 +42,8 @@ pub mod forward;
 
 pub mod request_info;
 
+pub mod caller;
+
 pub mod identity;
 
 pub mod upstream;
@@ -61,3 +63,7 @@ pub mod metrics;
 
 pub mod admin;
 pub mod check;
+
+// What must hold of any input, for fuzzing and for tests of properties.
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;

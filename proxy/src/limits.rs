@@ -1,4 +1,11 @@
 //! How much a pod's clients may ask of the agent. The defaults are the command line's, and so the documentation's.
+//!
+//! [`load`] counts what each pod has, so that one at its limit leaves all others untouched; [`descriptors`] keeps some
+//! of the process's descriptors for what isn't a pod's, and [`memory`] ends what fills it before the kernel ends the agent.
+
+pub mod descriptors;
+pub mod load;
+pub mod memory;
 
 use std::time::Duration;
 
@@ -20,6 +27,29 @@ pub struct Limits {
     /// Connections of one pod that may be on their way to its listener at a time.
     #[arg(long, value_name = "COUNT", default_value = "4096", value_parser = clap::value_parser!(u32).range(64..=65536))]
     pub max_pending_connections: u32,
+    /// Connections that a pod may have open at once.
+    #[arg(long, value_name = "COUNT", default_value = "1024", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_connections_per_pod: u32,
+    /// TLS handshakes that a pod may have under way at once; further ones wait for their turn.
+    #[arg(long, value_name = "COUNT", default_value = "64", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_handshakes_per_pod: u32,
+    /// Requests that a pod may have in flight at once, long-running ones not counted.
+    #[arg(long, value_name = "COUNT", default_value = "1024", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_requests_per_pod: u32,
+    /// Watches, upgrades and followed logs that a pod may have open at once.
+    #[arg(long, value_name = "COUNT", default_value = "16384", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_long_running_per_pod: u32,
+    /// Connections that a session may have to its API server at once.
+    #[arg(long, value_name = "COUNT", default_value = "1000", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub max_upstream_connections: u32,
+    /// How much memory the agent may use, in bytes. Nearly at it, it ends what the pod with most open has open. By
+    /// default the container's limit, where the manifest tells it; none otherwise.
+    #[arg(long, value_name = "BYTES", env = "MEMORY_LIMIT", value_parser = clap::value_parser!(u64).range(33_554_432..))]
+    pub memory_limit: Option<u64>,
+    /// How long a request may wait for a stream upstream, or for room in the audit log, before it is refused, in
+    /// seconds.
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    pub queue_timeout: Duration,
     /// How long a client may take from the connection to the end of its TLS handshake, in seconds.
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
     pub handshake_timeout: Duration,
@@ -36,6 +66,13 @@ impl Default for Limits {
             max_headers: 256,
             max_streams_per_connection: 4096,
             max_pending_connections: 4096,
+            max_connections_per_pod: 1024,
+            max_handshakes_per_pod: 64,
+            max_requests_per_pod: 1024,
+            max_long_running_per_pod: 16_384,
+            max_upstream_connections: 1000,
+            memory_limit: None,
+            queue_timeout: Duration::from_secs(30),
             handshake_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(90),
         }

@@ -1,5 +1,7 @@
 //! Turns arguments into a runtime, and calls [`understudy::app::run`].
 
+#![forbid(unsafe_code)]
+
 use std::{process::ExitCode, time::Duration};
 
 use clap::Parser;
@@ -8,6 +10,7 @@ use understudy::{app, cli::Cli};
 fn main() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse();
     app::start_logging(cli.log_format);
+    app::prepare(&cli.command)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(app::run(cli.command));
     // A thread that hangs in a write to a dead file system must not keep the process.

@@ -13,11 +13,14 @@ use prometheus_client::{
 
 use self::{
     collect::Process,
-    labels::{CodeClass, HandshakeLabels, RefusedLabel, ReloadLabels, RequestLabels, WatchLabels, WrittenLabels},
+    labels::{
+        CodeClass, HandshakeLabels, LimitLabels, ProofLabels, RefusedLabel, ReloadLabels, RequestLabels, WatchLabels,
+        WrittenLabels,
+    },
 };
 pub use self::{
     collect::{register_counts, register_gauge, register_gauges},
-    labels::{Followed, Watched, Written},
+    labels::{Followed, Limit, ProofOf, ProofOutcome, Watched, Written},
 };
 use crate::{clock::Clock, status::Refusal};
 
@@ -34,13 +37,16 @@ pub struct Metrics {
     connections_open: Gauge,
     handshake_failures: Family<HandshakeLabels, Counter>,
     reload_failures: Family<ReloadLabels, Counter>,
+    proofs: Family<ProofLabels, Counter>,
     audit_events: Counter,
     audit_write_failures: Counter,
+    audit_events_dropped: Counter,
     audit_backlog: Gauge,
     watch_errors: Family<WatchLabels, Counter>,
     watch_syncs: Family<WatchLabels, Gauge>,
     status_writes: Family<WrittenLabels, Counter>,
     events: Family<WrittenLabels, Counter>,
+    limit_hits: Family<LimitLabels, Counter>,
 }
 
 /// How one watch fares.
@@ -94,13 +100,16 @@ impl Metrics {
             connections_open: Gauge::default(),
             handshake_failures: Family::default(),
             reload_failures: Family::default(),
+            proofs: Family::default(),
             audit_events: Counter::default(),
             audit_write_failures: Counter::default(),
+            audit_events_dropped: Counter::default(),
             audit_backlog: Gauge::default(),
             watch_errors: Family::default(),
             watch_syncs: Family::default(),
             status_writes: Family::default(),
             events: Family::default(),
+            limit_hits: Family::default(),
         }
     }
 
@@ -149,11 +158,21 @@ impl Metrics {
             "Re-readings of a followed file that failed, the last good content staying in use",
             metrics.reload_failures.clone(),
         );
+        registry.register(
+            "caller_proofs",
+            "What callers showed to prove who they are, and what came of it",
+            metrics.proofs.clone(),
+        );
         registry.register("audit_events", "Audit events written", metrics.audit_events.clone());
         registry.register(
             "audit_write_failures",
             "Attempts to write audit events that failed; they are repeated",
             metrics.audit_write_failures.clone(),
+        );
+        registry.register(
+            "audit_events_dropped",
+            "Audit events that were lost while the audit log couldn't be written",
+            metrics.audit_events_dropped.clone(),
         );
         registry.register(
             "audit_backlog",
@@ -176,12 +195,21 @@ impl Metrics {
             metrics.status_writes.clone(),
         );
         registry.register("events", "Events for operators, in the cluster", metrics.events.clone());
+        registry.register(
+            "limit_hits",
+            "Connections and requests that were refused or ended because of a limit",
+            metrics.limit_hits.clone(),
+        );
         // Exists from the start at zero, so that a rate has something to begin from.
+        for limit in Limit::ALL {
+            drop(metrics.limit_hits.get_or_create(&LimitLabels { limit }));
+        }
         for file in [
             Followed::Token,
             Followed::Certificate,
             Followed::UpstreamCa,
             Followed::Sessions,
+            Followed::ClientCa,
         ] {
             drop(metrics.reload_failures.get_or_create(&ReloadLabels { file }));
         }
@@ -217,10 +245,31 @@ impl Metrics {
         self.handshake_failures.get_or_create(&HandshakeLabels { cause }).inc();
     }
 
+    /// Counts a connection or a request that came up against a limit.
+    pub fn limit_hit(&self, limit: Limit) {
+        self.limit_hits.get_or_create(&LimitLabels { limit }).inc();
+    }
+
+    /// Counts many at once, which another has counted meanwhile.
+    pub fn limit_hit_times(&self, limit: Limit, times: u64) {
+        self.limit_hits.get_or_create(&LimitLabels { limit }).inc_by(times);
+    }
+
+    /// How often a limit was come up against.
+    #[must_use]
+    pub fn limit_hits(&self, limit: Limit) -> u64 {
+        self.limit_hits.get_or_create(&LimitLabels { limit }).get()
+    }
+
     /// The counter that whoever follows such a file counts failures in.
     #[must_use]
     pub fn reload_failures(&self, file: Followed) -> Counter {
         self.reload_failures.get_or_create(&ReloadLabels { file }).clone()
+    }
+
+    /// Counts what a caller showed.
+    pub fn proof(&self, proof: ProofOf, outcome: ProofOutcome) {
+        self.proofs.get_or_create(&ProofLabels { proof, outcome }).inc();
     }
 
     /// How a watch of such objects fares.
@@ -249,6 +298,10 @@ impl Metrics {
 
     pub(crate) fn audit_write_failures(&self) -> &Counter {
         &self.audit_write_failures
+    }
+
+    pub(crate) fn audit_events_dropped(&self) -> &Counter {
+        &self.audit_events_dropped
     }
 
     pub(crate) fn audit_backlog(&self) -> &Gauge {
@@ -319,6 +372,8 @@ mod tests {
         completed("GET", 0, None);
         metrics.handshake_failed("distrusted");
         metrics.reload_failures(Followed::Token).inc();
+        metrics.limit_hit(Limit::ConnectionsPerPod);
+        metrics.proof(ProofOf::Token, ProofOutcome::Invalid);
         let stream = metrics.stream();
         let connection = metrics.connection();
         drop(connection);
@@ -330,7 +385,10 @@ mod tests {
             r#"understudy_requests_total{method="GET",code="none",refused=""} 1"#,
             r#"understudy_request_duration_seconds_bucket{le="0.025"} 3"#,
             r#"understudy_reload_failures_total{file="token"} 1"#,
+            r#"understudy_caller_proofs_total{proof="token",outcome="invalid"} 1"#,
             r#"understudy_reload_failures_total{file="upstream-ca"} 0"#,
+            r#"understudy_limit_hits_total{limit="connections-per-pod"} 1"#,
+            r#"understudy_limit_hits_total{limit="memory"} 0"#,
             "understudy_streams 1",
             "# TYPE process_open_fds gauge",
             "understudy_inbound_connections_total 1",

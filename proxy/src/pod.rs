@@ -6,6 +6,8 @@ use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, sync::Arc};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
+use crate::limits::load::Load;
+
 /// A session's name: `namespace/name`, both DNS-1123 labels or subdomains as Kubernetes has them.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId {
@@ -125,6 +127,8 @@ pub struct WantedPod {
     pub name: Arc<str>,
     /// The session it acts in.
     pub session: SessionId,
+    /// The UID of its object, where its source knows it: what its own tokens say that they were made for.
+    pub uid: Option<Arc<str>>,
 }
 
 /// A pod under interception.
@@ -136,11 +140,42 @@ pub struct EnrolledPod {
     pub cgroup_id: CgroupId,
     /// Cancelled when the pod is gone, untagged, or moved to another session: its connections end.
     pub gone: CancellationToken,
+    /// What it has open.
+    pub load: Load,
+}
+
+impl EnrolledPod {
+    /// What stands for a pod where clients come to the agent's own listener: all of them together, in one session.
+    #[must_use]
+    pub fn outside(session: SessionId) -> Self {
+        Self {
+            wanted: WantedPod {
+                cgroup: PathBuf::new(),
+                name: Arc::from(""),
+                session,
+                uid: None,
+            },
+            cgroup_id: CgroupId::NONE,
+            gone: CancellationToken::new(),
+            load: Load::default(),
+        }
+    }
+
+    /// Whether it is no pod: nothing vouches for who dialled.
+    #[must_use]
+    pub fn is_outside(&self) -> bool {
+        self.cgroup_id == CgroupId::NONE
+    }
 }
 
 /// The kernel's id of a cgroup, as `bpf_get_current_ancestor_cgroup_id` returns it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct CgroupId(pub u64);
+
+impl CgroupId {
+    /// No cgroup's: the kernel numbers them from one.
+    pub const NONE: Self = Self(0);
+}
 
 /// The kernel's cookie of a network namespace, as `SO_NETNS_COOKIE` returns it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -49,11 +49,27 @@ pub enum Refusal {
     Draining,
     /// The agent has as much to do as it takes on.
     Overloaded,
+    /// The credential that the caller shows isn't accepted.
+    Unproven,
+    /// Whether it is accepted can't be known at the moment.
+    ProofUnavailable,
+    /// The caller is somebody who can't be carried upstream exactly.
+    Uncarriable,
+    /// The caller may not be whom it asks to be.
+    ImpersonationForbidden,
+    /// The pod's own token is asked for, and isn't there or isn't good.
+    NoPodToken,
+    /// The token was made for another pod, or for none.
+    OtherPodsToken,
+    /// The pod has as many requests in flight as it may.
+    TooManyRequests,
+    /// The request can't be written to the audit log.
+    AuditUnavailable,
 }
 
 impl Refusal {
     /// All of them, as the tables of metrics and tests need.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 27] = [
         Self::PlainHttp,
         Self::BadRequest,
         Self::Impersonation,
@@ -73,6 +89,14 @@ impl Refusal {
         Self::Internal,
         Self::Draining,
         Self::Overloaded,
+        Self::Unproven,
+        Self::ProofUnavailable,
+        Self::Uncarriable,
+        Self::ImpersonationForbidden,
+        Self::NoPodToken,
+        Self::OtherPodsToken,
+        Self::TooManyRequests,
+        Self::AuditUnavailable,
     ];
 
     /// Its name in metrics and the audit log. It doesn't change between releases.
@@ -98,6 +122,14 @@ impl Refusal {
             Self::Internal => "internal",
             Self::Draining => "draining",
             Self::Overloaded => "overloaded",
+            Self::Unproven => "unproven",
+            Self::ProofUnavailable => "proof-unavailable",
+            Self::Uncarriable => "uncarriable",
+            Self::ImpersonationForbidden => "impersonation-forbidden",
+            Self::NoPodToken => "no-pod-token",
+            Self::OtherPodsToken => "other-pods-token",
+            Self::TooManyRequests => "too-many-requests",
+            Self::AuditUnavailable => "audit-unavailable",
         }
     }
 
@@ -106,19 +138,27 @@ impl Refusal {
     pub fn code(self) -> StatusCode {
         match self {
             Self::PlainHttp | Self::BadRequest | Self::UnknownUpgrade => StatusCode::BAD_REQUEST,
+            Self::Unproven | Self::NoPodToken => StatusCode::UNAUTHORIZED,
+            Self::Uncarriable => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Impersonation
             | Self::NoSession
             | Self::SessionExpired
             | Self::SessionRevoked
             | Self::SessionIdle
             | Self::SessionInvalid
-            | Self::NotGranted => StatusCode::FORBIDDEN,
+            | Self::NotGranted
+            | Self::ImpersonationForbidden
+            | Self::OtherPodsToken => StatusCode::FORBIDDEN,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Overloaded => StatusCode::TOO_MANY_REQUESTS,
+            Self::Overloaded | Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
             // Not the client's doing: what is wrong is the operator's to mend.
             Self::CredentialUnavailable | Self::NotForwardable | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::UpstreamFailed => StatusCode::BAD_GATEWAY,
-            Self::UpstreamUnreachable | Self::SessionUnknown | Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
+            Self::UpstreamUnreachable
+            | Self::SessionUnknown
+            | Self::Draining
+            | Self::ProofUnavailable
+            | Self::AuditUnavailable => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
@@ -127,6 +167,8 @@ impl Refusal {
     pub fn reason(self) -> &'static str {
         match self.code() {
             StatusCode::FORBIDDEN => "Forbidden",
+            StatusCode::UNAUTHORIZED => "Unauthorized",
+            StatusCode::UNPROCESSABLE_ENTITY => "Invalid",
             StatusCode::METHOD_NOT_ALLOWED => "MethodNotAllowed",
             StatusCode::TOO_MANY_REQUESTS => "TooManyRequests",
             StatusCode::SERVICE_UNAVAILABLE => "ServiceUnavailable",
@@ -176,11 +218,40 @@ impl Refusal {
             Self::Internal => "understudy: internal error; the agent's log on this node says more",
             Self::Draining => "understudy: the agent on this node is restarting; try again",
             Self::Overloaded => "understudy: the agent on this node is overloaded; try again",
+            Self::Unproven => {
+                "understudy: Unauthorized: the certificate or token shown is not accepted; check whether it has expired"
+            }
+            Self::ProofUnavailable => {
+                "understudy: who the caller is cannot be confirmed at the moment; nothing was sent, try again"
+            }
+            Self::Uncarriable => {
+                "understudy: the caller's name, groups, UID or extra cannot be carried exactly; the agent's log on this node says which"
+            }
+            Self::ImpersonationForbidden => {
+                "understudy: the caller may not impersonate whom it asks for (kubectl: --as, --as-group, --as-uid)"
+            }
+            Self::NoPodToken => {
+                "understudy: Unauthorized: this pod's session asks for the pod's own service account token"
+            }
+            Self::OtherPodsToken => "understudy: the token shown was not made for this pod; use the pod's own",
+            Self::TooManyRequests => "understudy: this pod has too many requests in flight; try again",
+            Self::AuditUnavailable => {
+                "understudy: the request cannot be written to the audit log, so nothing was sent; try again"
+            }
         }
     }
 
     fn retry_after(self) -> Option<u16> {
-        matches!(self, Self::SessionUnknown | Self::Draining | Self::Overloaded).then_some(RETRY_AFTER)
+        let can_help = matches!(
+            self,
+            Self::SessionUnknown
+                | Self::Draining
+                | Self::Overloaded
+                | Self::ProofUnavailable
+                | Self::TooManyRequests
+                | Self::AuditUnavailable
+        );
+        can_help.then_some(RETRY_AFTER)
     }
 
     /// The answer's body.
@@ -249,6 +320,11 @@ mod tests {
     #[case(Refusal::UnknownUpgrade, 400, "BadRequest", "unknown-upgrade")]
     #[case(Refusal::NotForwardable, 500, "InternalError", "not-forwardable")]
     #[case(Refusal::Internal, 500, "InternalError", "internal")]
+    #[case(Refusal::Unproven, 401, "Unauthorized", "unproven")]
+    #[case(Refusal::NoPodToken, 401, "Unauthorized", "no-pod-token")]
+    #[case(Refusal::OtherPodsToken, 403, "Forbidden", "other-pods-token")]
+    #[case(Refusal::ImpersonationForbidden, 403, "Forbidden", "impersonation-forbidden")]
+    #[case(Refusal::Uncarriable, 422, "Invalid", "uncarriable")]
     fn answers(#[case] refusal: Refusal, #[case] code: u16, #[case] reason: &str, #[case] name: &str) {
         assert_eq!(refusal.as_str(), name);
         let (head, body) = refusal.response().into_parts();
@@ -266,6 +342,9 @@ mod tests {
     #[rstest]
     #[case(Refusal::Draining, 503, "ServiceUnavailable")]
     #[case(Refusal::Overloaded, 429, "TooManyRequests")]
+    #[case(Refusal::ProofUnavailable, 503, "ServiceUnavailable")]
+    #[case(Refusal::TooManyRequests, 429, "TooManyRequests")]
+    #[case(Refusal::AuditUnavailable, 503, "ServiceUnavailable")]
     fn asks_to_come_back(#[case] refusal: Refusal, #[case] code: u16, #[case] reason: &str) {
         let (head, body) = refusal.response().into_parts();
         assert_eq!(

@@ -22,6 +22,7 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use tokio::sync::watch;
 
 pub use self::names::ServedNames;
+pub(crate) use self::pem::certificates as pem_certificates;
 use crate::files::ReadError;
 
 /// Why a certificate, a key or a CA can't be used. The place that an error names is a file's path, or an object's name
@@ -171,7 +172,7 @@ pub enum TrustError {
 }
 
 /// The cryptography, named rather than taken from the process's default: what a dependency installs doesn't change it.
-fn provider() -> Arc<CryptoProvider> {
+pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())
 }
 

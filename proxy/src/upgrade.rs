@@ -14,7 +14,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header};
 use hyper::{
     body::{Body, Incoming},
-    upgrade::{OnUpgrade, Upgraded},
+    upgrade::OnUpgrade,
 };
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, copy_bidirectional_with_sizes};
@@ -108,6 +108,12 @@ fn protocol(headers: &HeaderMap) -> Result<Option<Protocol>, Refusal> {
 }
 
 impl Upgrade {
+    /// Whether it is a WebSocket handshake.
+    #[must_use]
+    pub fn is_websocket(&self) -> bool {
+        self.protocol == Protocol::WebSocket
+    }
+
     /// Puts the wish on a request that has been stripped and dressed.
     pub fn ask(&self, headers: &mut HeaderMap) {
         headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
@@ -141,7 +147,6 @@ impl Upgrade {
         self.ask(&mut headers);
         exchange.upgraded(self.protocol.name());
         let ended = session.ended.clone();
-        let gone = exchange.pod().gone.clone();
         let id = session.id.clone();
         streams.spawn(async move {
             tokio::select! {
@@ -150,7 +155,8 @@ impl Upgrade {
                     exchange.cut_short();
                 },
                 () = ended.cancelled() => exchange.cut_short(),
-                () = gone.cancelled() => exchange.cut_short(),
+                () = exchange.pod().gone.cancelled() => exchange.cut_short(),
+                () = exchange.pod().load.shed.notified() => exchange.cut_short(),
             }
         });
         let mut response = Response::new(ResponseBody::ours(Bytes::new()));
@@ -172,25 +178,39 @@ enum PipeError {
 /// Carries bytes both ways. hyper hands over what either peer sent right behind its head, once and first.
 async fn pipe(client: OnUpgrade, upstream: OnUpgrade, exchange: &Exchange) -> Result<(), PipeError> {
     let (client, upstream) = tokio::try_join!(client, upstream)?;
-    let mut client = Counted {
-        io: TokioIo::new(client),
-        count: |read| exchange.count_request_bytes(read),
-    };
-    let mut upstream = Counted {
-        io: TokioIo::new(upstream),
-        count: |read| exchange.count_response_bytes(read),
-    };
-    copy_bidirectional_with_sizes(&mut client, &mut upstream, PIPE_BUFFER, PIPE_BUFFER).await?;
+    join(
+        TokioIo::new(client),
+        TokioIo::new(upstream),
+        |read| exchange.count_request_bytes(read),
+        |read| exchange.count_response_bytes(read),
+    )
+    .await?;
     Ok(())
 }
 
-/// Tells how much was read.
-struct Counted<F> {
-    io: TokioIo<Upgraded>,
-    count: F,
+/// Carries bytes both ways until both ends have closed, and tells how many come from each.
+pub(crate) async fn join<C, U>(client: C, upstream: U, up: impl Fn(u64), down: impl Fn(u64)) -> io::Result<()>
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    U: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut client = Counted { io: client, count: &up };
+    let mut upstream = Counted {
+        io: upstream,
+        count: &down,
+    };
+    copy_bidirectional_with_sizes(&mut client, &mut upstream, PIPE_BUFFER, PIPE_BUFFER)
+        .await
+        .map(drop)
 }
 
-impl<F: Fn(u64) + Unpin> AsyncRead for Counted<F> {
+/// Tells how much was read.
+struct Counted<'f, I, F> {
+    io: I,
+    count: &'f F,
+}
+
+impl<I: AsyncRead + Unpin, F: Fn(u64)> AsyncRead for Counted<'_, I, F> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         match ready!(Pin::new(&mut self.io).poll_read(cx, buf)) {
@@ -204,7 +224,7 @@ impl<F: Fn(u64) + Unpin> AsyncRead for Counted<F> {
     }
 }
 
-impl<F: Unpin> AsyncWrite for Counted<F> {
+impl<I: AsyncWrite + Unpin, F> AsyncWrite for Counted<'_, I, F> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(cx, buf)
     }

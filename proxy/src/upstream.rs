@@ -1,7 +1,7 @@
 //! The way to the real API server: pinned addresses, verified TLS, and a pool of its own for every session.
 //!
 //! [`target`] says where and whom to expect there, [`roots`] who vouches for it; [`dial`] opens one verified connection; [`h2`] and [`h1`]
-//! carry requests over one; [`pool`] chooses among many. Nothing here knows of sessions or identities.
+//! carry requests over one; [`pool`] chooses among many, of which there are only so many ([`socket`]). Nothing here knows of sessions or identities.
 
 pub mod body;
 pub mod dial;
@@ -9,6 +9,7 @@ mod h1;
 mod h2;
 pub mod pool;
 pub mod roots;
+mod socket;
 pub mod target;
 
 pub use body::UpstreamBody;

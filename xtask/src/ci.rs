@@ -8,11 +8,11 @@ use crate::chores::{self, Selection};
 use crate::command::{cargo, probe, progress, run};
 use crate::refused::Page;
 use crate::setup::{self, Toolchain};
-use crate::{build, manifests};
+use crate::{boundaries, build, fuzz, manifests};
 
 const ADVISORY_DATABASE: &str = "https://github.com/RustSec/advisory-db";
 
-/// Format, lints, the dependencies' terms, what an operator applies, and all tests.
+/// Format, lints, where unsafe code is, the dependencies' terms, what an operator applies, the fuzz targets, and all tests.
 ///
 /// # Errors
 /// At the first of them that doesn't hold.
@@ -32,8 +32,10 @@ pub(crate) fn ci() -> Result<()> {
             "--locked",
         ])
         .args(["--", "--deny", "warnings"]))?;
+    boundaries::check()?;
     deny()?;
     manifests::check()?;
+    fuzz::smoke()?;
     chores::test(&Selection::default(), Page::Check)
 }
 

@@ -2,10 +2,12 @@
 //!
 //! Arguments only; each chore lives in its module.
 
+mod boundaries;
 mod build;
 mod chores;
 mod ci;
 mod command;
+mod fuzz;
 mod image;
 mod manifests;
 mod refused;
@@ -86,7 +88,21 @@ enum Chore {
         #[arg(long)]
         check: bool,
     },
-    /// Run what must hold before a change lands: format, lints, dependencies' terms, tests
+    /// Hold what the agent reads against arbitrary bytes: each target for ten million executions or ten minutes
+    Fuzz {
+        /// Run this target only; they are in `proxy/fuzz/fuzz_targets`
+        target: Option<String>,
+        /// Execute each this many times
+        #[arg(long, value_name = "N")]
+        runs: Option<u64>,
+        /// Run each for this long
+        #[arg(long, value_name = "S")]
+        seconds: Option<u64>,
+        /// Put what covers more into the kept corpora
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Run what must hold before a change lands: format, lints, dependencies' terms, fuzz targets' corpora, tests
     Ci,
     /// Become a program as root, through sudo where need be; cargo test starts the tests with it
     #[command(hide = true)]
@@ -143,6 +159,17 @@ fn chore(chore: Chore) -> Result<()> {
         Chore::Image { tag, output } => image::image(&image::Options { tag, output }),
         Chore::Manifests { check: false } => manifests::write(),
         Chore::Manifests { check: true } => manifests::check(),
+        Chore::Fuzz {
+            target,
+            runs,
+            seconds,
+            keep,
+        } => fuzz::fuzz(&fuzz::Options {
+            target,
+            runs,
+            seconds,
+            keep,
+        }),
         Chore::Ci => ci::ci(),
         Chore::AsRoot { program, arguments } => chores::as_root(&program, &arguments),
     }

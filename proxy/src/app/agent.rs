@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeSet,
     net::SocketAddr,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, OnceLock, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -18,14 +18,15 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     certificate::{Surroundings, serving_certificate},
+    confine::syscalls,
     intercept::{Interception, intercept, retire, succeed},
-    outfit::Outfit,
-    report::{register, register_kernel, report_pods, report_token},
+    outfit::{ClientCa, Outfit},
+    report::{register, register_kernel, report_full_pods, report_pods, report_token},
     source::Source,
 };
 use crate::{
     admin::{Admin, Condition, Readiness},
-    audit::Audit,
+    audit::{Audit, Terms},
     cli::AgentOptions,
     clock::Clock,
     cluster::{addresses::Addresses, client::client},
@@ -36,10 +37,23 @@ use crate::{
     handover::{Incumbent, Predecessor},
     inbound,
     kernel::{self, cgroup},
+    limits::{
+        Limits,
+        memory::{self, Pressure},
+    },
     metrics::{Followed, Metrics},
     sessions::store::Store,
-    trust::{ServedNames, roots::UpstreamRoots, serving::server_config},
-    upstream::{Upstream, pool::DialCounts, roots::Roots, target::Target},
+    trust::{
+        ServedNames,
+        roots::UpstreamRoots,
+        serving::{asking_server_config, server_config},
+    },
+    upstream::{
+        Upstream,
+        pool::{Bounds, DialCounts},
+        roots::Roots,
+        target::Target,
+    },
 };
 
 /// Connections accepted and not yet served. Small: all that is left to do for one is to spawn its task.
@@ -90,7 +104,7 @@ impl Agent {
         let (source, teller) = Source::open(&options, root.clone(), &cluster, &readiness, &metrics).await?;
         let (around, certificate_ready) = (cluster.surroundings(&source), readiness.condition("certificate"));
         let certificate = serving_certificate(&options, around, &clock, &metrics, certificate_ready).await?;
-        let audit = Audit::start(options.audit_log.to_string_lossy().parse()?, &metrics).await?;
+        let audit = audit_log(&options, readiness.condition("audit"), &clock, &metrics).await?;
 
         let outfit = cluster.outfit(&options, &dials, &clock, &metrics);
         let (mut store, lookup, wanted) = Store::new(outfit, clock.clone());
@@ -100,6 +114,7 @@ impl Agent {
         tokio::spawn(store.run(declared, end_sessions.clone()));
         source.follow(declare, wanted.clone(), &metrics);
         let tls = server_config(certificate.clone())?;
+        let asking_tls = asking_server_config(certificate.clone())?;
         let incumbent = Incumbent::bind(&options.run_dir, &options.kernel.pin_dir)?;
         let predecessor = Predecessor::ask(&options.run_dir, &options.kernel.pin_dir).await?;
 
@@ -107,16 +122,15 @@ impl Agent {
         let (accept, accepted) = mpsc::channel(INBOUND_BACKLOG);
         let interception = Interception {
             root: &root,
-            installation: kernel::Options {
-                flows_per_pod: options.limits.max_pending_connections,
-                ..kernel::Options::new(&options.kernel.pin_dir)
-            },
+            installation: installation(&options),
             yielded: predecessor.is_some(),
             addresses: addresses.clone(),
             wanted: wanted.clone(),
             leftovers,
         };
         let (enrolment, kernel) = intercept(interception, accept, no_new_connections.clone(), addresses_ready).await?;
+        syscalls::forbid_loading()?;
+        let kernel_side = Arc::downgrade(&kernel);
         {
             let mut registry = registry.write().unwrap_or_else(PoisonError::into_inner);
             register(&mut registry, &lookup, &dials, &cluster.own_token, &certificate);
@@ -135,7 +149,9 @@ impl Agent {
 
         let connections = TaskTracker::new();
         let streams = TaskTracker::new();
+        let pressure = watch_memory(&options.limits, &metrics);
         let metrics = Arc::new(metrics);
+        tokio::spawn(report_full_pods(kernel_side, Arc::clone(&metrics)));
         let server = inbound::Server {
             forwarder: Arc::new(Forwarder {
                 sessions: lookup,
@@ -144,8 +160,11 @@ impl Agent {
                 metrics: Arc::clone(&metrics),
                 node: options.node_name.into(),
                 streams: streams.clone(),
+                limits: options.limits.clone(),
+                pressure,
             }),
             tls,
+            asking_tls,
             allow_plain_http: options.allow_plain_http,
             limits: options.limits,
             metrics,
@@ -216,6 +235,38 @@ impl Agent {
     }
 }
 
+async fn audit_log(
+    options: &AgentOptions,
+    condition: Condition,
+    clock: &Clock,
+    metrics: &Metrics,
+) -> anyhow::Result<Audit> {
+    let terms = Terms {
+        failure: options.audit_failure,
+        patience: options.limits.queue_timeout,
+        node: options.node_name.as_str().into(),
+        condition,
+        clock: clock.clone(),
+    };
+    Ok(Audit::start(options.audit_log.to_string_lossy().parse()?, terms, metrics).await?)
+}
+
+fn watch_memory(limits: &Limits, metrics: &Metrics) -> Arc<Pressure> {
+    let pressure = Arc::<Pressure>::default();
+    if let Some(limit) = limits.memory_limit {
+        tokio::spawn(Arc::clone(&pressure).watch(limit, memory::resident, metrics.clone()));
+    }
+    pressure
+}
+
+/// Where and how the kernel side is installed.
+fn installation(options: &AgentOptions) -> kernel::Options {
+    kernel::Options {
+        flows_per_pod: options.limits.max_pending_connections,
+        ..kernel::Options::new(&options.kernel.pin_dir)
+    }
+}
+
 /// The cluster that the agent serves: where its API server is, who vouches for it, and the agent's own token there.
 pub(super) struct Cluster {
     target: Target,
@@ -254,7 +305,12 @@ impl Cluster {
         }
         let named = options.api_addresses.iter().copied();
         let addresses: BTreeSet<_> = api_server.socket_addr().into_iter().chain(named).collect();
-        let upstream = Upstream::new(target.clone(), Roots::followed(roots.clone()), Arc::clone(dials));
+        let upstream = Upstream::new(
+            target.clone(),
+            Roots::followed(roots.clone()),
+            Arc::clone(dials),
+            Bounds::from(&options.limits),
+        );
         anyhow::ensure!(
             options.sessions.is_none() || !addresses.is_empty(),
             "{api_server} is not an IP address: name the addresses to intercept with --api-address"
@@ -276,12 +332,19 @@ impl Cluster {
             own_token: self.own_token.clone(),
             clock: clock.clone(),
             dials: Arc::clone(dials),
+            bounds: Bounds::from(&options.limits),
             failed_reads: metrics.reload_failures(Followed::Sessions),
             // Session files can't name a Secret.
             secrets: options
                 .sessions
                 .is_none()
                 .then(|| (self.client.clone(), metrics.clone())),
+            client: self.client.clone(),
+            metrics: metrics.clone(),
+            client_ca: ClientCa {
+                file: options.cluster.client_ca_file.clone(),
+                followed: OnceLock::new(),
+            },
         }
     }
 }

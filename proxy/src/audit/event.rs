@@ -10,6 +10,7 @@ use super::Audit;
 /// Longer texts are cut: the backlog's memory is bounded by it.
 const URI_LIMIT: usize = 4096;
 const VERB_LIMIT: usize = 32;
+const NAME_LIMIT: usize = 1024;
 
 /// A request, from the audit log's view. What is empty or zero isn't known, and stays out of the line.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -21,7 +22,8 @@ pub struct Event {
     pub audit_id: String,
     /// The pod's session, `namespace/name`.
     pub session: String,
-    /// The pod that asked.
+    /// The pod that asked; empty for clients of the agent's own listener.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub pod: String,
     /// The node it runs on.
     pub node: String,
@@ -31,6 +33,12 @@ pub struct Event {
     /// As whom, where that is impersonated.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub acts_as: Option<String>,
+    /// Who the caller proved to be, where it had to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub caller: Option<String>,
+    /// By what it did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proof: Option<&'static str>,
     /// The HTTP method.
     pub verb: String,
     /// Path and query.
@@ -75,6 +83,9 @@ impl Ticket {
     /// Hands the event over. It never waits.
     pub fn finish(mut self, mut event: Event) {
         cut(&mut event.verb, VERB_LIMIT);
+        for name in [&mut event.acts_as, &mut event.caller].into_iter().flatten() {
+            cut(name, NAME_LIMIT);
+        }
         event.uri_truncated = cut(&mut event.uri, URI_LIMIT);
         self.finished = true;
         self.audit.send(event);

@@ -39,24 +39,42 @@ impl Sink for Told {
 
 type Orders = blocking::Sender<io::Result<usize>>;
 
+fn terms(failure: AuditFailure, patience: Duration) -> Terms {
+    Terms {
+        failure,
+        patience,
+        node: Arc::from("node-1"),
+        condition: Readiness::default().condition("audit"),
+        clock: Clock::system(),
+    }
+}
+
 fn told(metrics: &Metrics) -> (Audit, Orders, Arc<Mutex<Vec<u8>>>) {
+    told_by(metrics, terms(AuditFailure::Refuse, SOON))
+}
+
+fn told_by(metrics: &Metrics, terms: Terms) -> (Audit, Orders, Arc<Mutex<Vec<u8>>>) {
     let (orders, receiver) = blocking::channel();
     let kept = Arc::new(Mutex::new(Vec::new()));
     let sink = Told {
         orders: receiver,
         kept: Arc::clone(&kept),
     };
-    (Audit::with_sink(Box::new(sink), metrics), orders, kept)
+    (Audit::with_sink(Box::new(sink), terms, metrics), orders, kept)
 }
 
 async fn to_file(path: &Path) -> Audit {
-    Audit::start(Destination::File(path.into()), &Metrics::default())
-        .await
-        .unwrap()
+    Audit::start(
+        Destination::File(path.into()),
+        terms(AuditFailure::Refuse, SOON),
+        &Metrics::default(),
+    )
+    .await
+    .unwrap()
 }
 
 async fn log(audit: &Audit, uri: &str) {
-    audit.admit().await.finish(to(uri));
+    audit.admit().await.unwrap().finish(to(uri));
 }
 
 fn to(uri: &str) -> Event {
@@ -106,7 +124,7 @@ async fn an_event_says_who_did_what_as_whom() {
         upgrade: Some("websocket"),
         ..Event::default()
     };
-    audit.admit().await.finish(event);
+    audit.admit().await.unwrap().finish(event);
     written(&audit).await;
     let line: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     let expected = json!({
@@ -128,7 +146,7 @@ async fn an_event_is_one_line(#[case] event: Event, #[case] beside: Value) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("audit.log");
     let audit = to_file(&path).await;
-    audit.admit().await.finish(event.clone());
+    audit.admit().await.unwrap().finish(event.clone());
     written(&audit).await;
     let text = fs::read_to_string(&path).unwrap();
     assert_eq!(text.lines().count(), 1);
@@ -175,7 +193,7 @@ async fn one_that_discards_admits_all() {
 async fn a_stalled_sink_holds_new_requests_and_loses_nothing() {
     let metrics = Metrics::default();
     let (audit, orders, kept) = told(&metrics);
-    let open_before = audit.admit().await;
+    let open_before = audit.admit().await.unwrap();
     for n in 0..BACKLOG {
         log(&audit, &format!("/{n}")).await;
     }
@@ -199,6 +217,76 @@ async fn a_stalled_sink_holds_new_requests_and_loses_nothing() {
         (metrics.audit_backlog().get(), metrics.audit_events().get()),
         (0, BACKLOG as u64 + 2)
     );
+}
+
+/// The lines that say what was lost: how much, and whether the time goes forward.
+fn gaps(lines: &[u8]) -> Vec<(u64, bool)> {
+    let lines = String::from_utf8(lines.to_vec()).unwrap();
+    lines
+        .lines()
+        .filter_map(|line| {
+            let line: Value = serde_json::from_str(line).unwrap();
+            let time = |name: &str| line["gap"][name].as_str()?.parse::<jiff::Timestamp>().ok();
+            assert!(line["gap"].is_null() || line["node"] == "node-1");
+            Some((line["gap"]["lost"].as_u64()?, time("since")? <= time("until")?))
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn while_the_log_is_stuck_requests_are_refused_after_their_wait_and_that_is_written_down() {
+    let metrics = Metrics::default();
+    let terms = terms(AuditFailure::Refuse, Duration::from_millis(100));
+    let (audit, orders, kept) = told_by(&metrics, terms);
+    for n in 0..BACKLOG {
+        log(&audit, &format!("/{n}")).await;
+    }
+    let began = std::time::Instant::now();
+    assert_eq!(audit.admit().await.unwrap_err(), NoRoom);
+    assert!(began.elapsed() >= Duration::from_millis(100), "it waited");
+    assert_eq!(audit.admit_at_once().unwrap_err(), NoRoom);
+    assert_eq!(
+        (metrics.audit_events_dropped().get(), metrics.audit_backlog().get()),
+        (2, i64::try_from(BACKLOG).unwrap())
+    );
+    drop(orders);
+    written(&audit).await;
+    log(&audit, "/after").await;
+    written(&audit).await;
+    let kept = kept.lock().unwrap();
+    assert_eq!(gaps(&kept), [(2, true)]);
+    assert_eq!(String::from_utf8_lossy(&kept).lines().count(), BACKLOG + 2);
+}
+
+#[tokio::test]
+async fn where_the_operator_says_so_requests_go_on_and_the_gap_is_written_down() {
+    let metrics = Metrics::default();
+    let readiness = Readiness::default();
+    let terms = Terms {
+        condition: readiness.condition("audit"),
+        ..terms(AuditFailure::Continue, SOON)
+    };
+    let (audit, orders, kept) = told_by(&metrics, terms);
+    assert!(readiness.is_ready());
+    for n in 0..BACKLOG + 10 {
+        log(&audit, &format!("/{n}")).await;
+    }
+    assert_eq!(metrics.audit_events_dropped().get(), 10);
+    assert!(
+        readiness
+            .report()
+            .to_string()
+            .contains("the audit log can't be written")
+    );
+    orders.send(Err(io::ErrorKind::StorageFull.into())).unwrap();
+    drop(orders);
+    written(&audit).await;
+    assert!(readiness.is_ready());
+    log(&audit, "/after").await;
+    written(&audit).await;
+    let kept = kept.lock().unwrap();
+    assert_eq!(gaps(&kept), [(10, true)]);
+    assert_eq!(String::from_utf8_lossy(&kept).lines().count(), BACKLOG + 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -295,7 +383,12 @@ fn half_a_line_is_written_whole_in_a_new_file() {
 async fn says_where_it_cannot_write() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("none/audit.log");
-    let started = Audit::start(Destination::File(path.clone()), &Metrics::default()).await;
+    let started = Audit::start(
+        Destination::File(path.clone()),
+        terms(AuditFailure::Refuse, SOON),
+        &Metrics::default(),
+    )
+    .await;
     let error = started.unwrap_err().to_string();
     assert!(error.contains(path.to_str().unwrap()), "{error}");
 }

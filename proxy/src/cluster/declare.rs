@@ -51,6 +51,7 @@ pub fn declare<'a>(
             cgroup: layout.path(uid, pod.qos),
             name: pod.key.to_string().into(),
             session: session.clone(),
+            uid: Some(pod.uid.as_str()).filter(|uid| !uid.is_empty()).map(Arc::from),
         });
         carried.entry(session).or_default().extend(wanted);
     }

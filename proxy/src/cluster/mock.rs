@@ -17,15 +17,15 @@ use tower::service_fn;
 
 /// A request as it came.
 #[derive(Debug, Clone)]
-pub(super) struct Asked {
-    pub(super) method: Method,
-    pub(super) path: String,
-    pub(super) query: String,
-    pub(super) body: Value,
+pub(crate) struct Asked {
+    pub(crate) method: Method,
+    pub(crate) path: String,
+    pub(crate) query: String,
+    pub(crate) body: Value,
 }
 
 /// What to answer.
-pub(super) enum Answer {
+pub(crate) enum Answer {
     Json(u16, Value),
     /// The lines of a watch, until the sender is dropped.
     Watch(mpsc::UnboundedReceiver<Value>),
@@ -34,18 +34,18 @@ pub(super) enum Answer {
 }
 
 impl Answer {
-    pub(super) fn json(code: u16, value: Value) -> Self {
+    pub(crate) fn json(code: u16, value: Value) -> Self {
         Self::Json(code, value)
     }
 
-    pub(super) fn status(code: u16, reason: &str) -> Self {
+    pub(crate) fn status(code: u16, reason: &str) -> Self {
         let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": reason,
             "reason": reason, "code": code});
         Self::Json(code, status)
     }
 
     /// A watch that has these to say, and stays open.
-    pub(super) fn watch(lines: impl IntoIterator<Item = Value>) -> (mpsc::UnboundedSender<Value>, Self) {
+    pub(crate) fn watch(lines: impl IntoIterator<Item = Value>) -> (mpsc::UnboundedSender<Value>, Self) {
         let (sender, receiver) = mpsc::unbounded_channel();
         for line in lines {
             sender.send(line).unwrap();
@@ -58,13 +58,13 @@ type Handler = Arc<Mutex<dyn FnMut(&Asked) -> Answer + Send>>;
 
 /// The server.
 #[derive(Clone)]
-pub(super) struct Mock {
+pub(crate) struct Mock {
     handler: Handler,
     seen: Arc<Mutex<Vec<Asked>>>,
 }
 
 impl Mock {
-    pub(super) fn new(handler: impl FnMut(&Asked) -> Answer + Send + 'static) -> Self {
+    pub(crate) fn new(handler: impl FnMut(&Asked) -> Answer + Send + 'static) -> Self {
         Self {
             handler: Arc::new(Mutex::new(handler)),
             seen: Arc::default(),
@@ -72,11 +72,11 @@ impl Mock {
     }
 
     /// What was asked until now.
-    pub(super) fn seen(&self) -> Vec<Asked> {
+    pub(crate) fn seen(&self) -> Vec<Asked> {
         self.seen.lock().unwrap().clone()
     }
 
-    pub(super) fn client(&self) -> kube::Client {
+    pub(crate) fn client(&self) -> kube::Client {
         let mock = self.clone();
         let service = service_fn(move |request: Request<Body>| {
             let mock = mock.clone();
@@ -117,11 +117,11 @@ impl Mock {
 }
 
 /// A list of these objects at a version.
-pub(super) fn list(version: &str, items: &[Value]) -> Value {
+pub(crate) fn list(version: &str, items: &[Value]) -> Value {
     json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": version}, "items": items})
 }
 
 /// A line of a watch.
-pub(super) fn event(kind: &str, object: &Value) -> Value {
+pub(crate) fn event(kind: &str, object: &Value) -> Value {
     json!({"type": kind, "object": object})
 }

@@ -97,6 +97,7 @@ mod tests {
             cgroup: format!("besteffort/pod{name}").into(),
             name: format!("a/{name}").into(),
             session: "a/s".parse().unwrap(),
+            uid: None,
         };
         names.iter().map(wanted).collect()
     }

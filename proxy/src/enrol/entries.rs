@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     kernel::MapError,
+    limits::load::Load,
     pod::{CgroupId, EnrolledPod},
 };
 
@@ -207,6 +208,7 @@ impl Enroller {
             wanted: place.wanted.clone(),
             cgroup_id,
             gone: CancellationToken::new(),
+            load: Load::default(),
         });
         self.kernel
             .set_pod(cgroup_id, &entry)

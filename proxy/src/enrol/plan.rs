@@ -152,6 +152,7 @@ mod tests {
             cgroup: cgroup.into(),
             name: name.into(),
             session: "a/b".parse().unwrap(),
+            uid: None,
         };
         let (kept, refused) = distinct(&[pod("x", "1"), pod("y", "2"), pod("x", "3")]);
         assert_eq!(kept, [pod("x", "1"), pod("y", "2")]);

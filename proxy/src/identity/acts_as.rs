@@ -3,11 +3,18 @@
 use std::fmt;
 
 use http::{HeaderName, HeaderValue};
+use k8s_openapi::api::authentication::v1::UserInfo;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::headers::{IMPERSONATE_EXTRA_PREFIX, IMPERSONATE_GROUP, IMPERSONATE_UID, IMPERSONATE_USER, SESSION_EXTRA};
+use super::headers::{
+    IMPERSONATE_EXTRA_PREFIX, IMPERSONATE_GROUP, IMPERSONATE_ORIGINAL, IMPERSONATE_UID, IMPERSONATE_USER, is_our_extra,
+};
 
-const AUTHENTICATED: &str = "system:authenticated";
+/// The user that the API server takes a request without a credential for.
+pub const ANONYMOUS: &str = "system:anonymous";
+/// The group of everyone who showed a credential.
+pub const AUTHENTICATED: &str = "system:authenticated";
+const UNAUTHENTICATED: &str = "system:unauthenticated";
 const SERVICE_ACCOUNTS: &str = "system:serviceaccounts";
 
 /// Whom a session impersonates: the user's name, and the header lines that say so.
@@ -43,12 +50,52 @@ pub enum ActsAsError {
         value: String,
     },
     /// The key has an upper-case letter; the API server would take it for the lower-case one.
-    #[error("spec.impersonate.extra key {0:?} must be in lower case: the API server lower-cases it")]
-    ExtraKeyCase(String),
+    #[error("{field} {key:?} must be in lower case: the API server lower-cases it")]
+    ExtraKeyCase {
+        /// The field.
+        field: &'static str,
+        /// The key.
+        key: String,
+    },
     /// The key is the agent's own.
-    #[error("spec.impersonate.extra key {SESSION_EXTRA:?} is the agent's own: use spec.tellSession to have it set")]
-    SessionExtra,
+    #[error("{field} {key:?} is the agent's own, as all of understudy.dev are: spec.tellSession has the session's set")]
+    OurExtra {
+        /// The field.
+        field: &'static str,
+        /// The key.
+        key: String,
+    },
+    /// The API server would add a group to those that the user has.
+    #[error(
+        "user {0:?} is in none of the groups that the API server gives everyone, and would be in one when impersonated"
+    )]
+    GroupAdded(String),
 }
+
+/// What the parts of an identity are called where it was read.
+#[derive(Debug)]
+struct Fields {
+    user: &'static str,
+    groups: &'static str,
+    uid: &'static str,
+    extra: &'static str,
+    extra_key: &'static str,
+}
+
+const OF_SPEC: Fields = Fields {
+    user: "spec.impersonate.user",
+    groups: "spec.impersonate.groups",
+    uid: "spec.impersonate.uid",
+    extra: "spec.impersonate.extra",
+    extra_key: "spec.impersonate.extra key",
+};
+const OF_CALLER: Fields = Fields {
+    user: "the user's name",
+    groups: "the user's group",
+    uid: "the user's UID",
+    extra: "the user's extra value",
+    extra_key: "the user's extra key",
+};
 
 impl ActsAs {
     /// A service account, with the groups that Kubernetes gives one
@@ -99,20 +146,73 @@ impl ActsAs {
         uid: Option<&str>,
         extra: &[(String, Vec<String>)],
     ) -> Result<Self, ActsAsError> {
-        let mut lines = vec![(IMPERSONATE_USER, carried("spec.impersonate.user", user)?)];
+        let extra = extra.iter().map(|(key, values)| (key, values));
+        Self::parse(&OF_SPEC, user, groups, uid, extra)
+    }
+
+    /// A user as the API server knows it, all of it. Groups that the API server gives whoever is impersonated must be
+    /// among its own, or it would be in one group more than it is.
+    ///
+    /// # Errors
+    /// Names the part that is empty or can't be carried exactly.
+    pub fn caller(user: &UserInfo) -> Result<Self, ActsAsError> {
+        let name = user.username.as_deref().unwrap_or_default();
+        let groups = user.groups.as_deref().unwrap_or_default();
+        let is_in = |group: &str| groups.iter().any(|own| own == group);
+        if !(is_in(UNAUTHENTICATED) || (name != ANONYMOUS && is_in(AUTHENTICATED))) {
+            return Err(ActsAsError::GroupAdded(name.to_owned()));
+        }
+        Self::requested(user)
+    }
+
+    /// A user as a caller asks to be, whose further groups are for the API server to add.
+    ///
+    /// # Errors
+    /// As [`caller`](Self::caller).
+    pub fn requested(user: &UserInfo) -> Result<Self, ActsAsError> {
+        let uid = user.uid.as_deref().filter(|uid| !uid.is_empty());
+        let groups = user.groups.as_deref().unwrap_or_default();
+        let extra = user.extra.iter().flatten();
+        Self::parse(
+            &OF_CALLER,
+            user.username.as_deref().unwrap_or_default(),
+            groups,
+            uid,
+            extra,
+        )
+    }
+
+    /// The same, for a caller who asked for it: who that is goes along, so that the cluster's audit shows both.
+    ///
+    /// # Errors
+    /// If the caller can't be written in a header.
+    pub fn asked_for_by(mut self, caller: &UserInfo) -> Result<Self, ActsAsError> {
+        let text = serde_json::to_string(caller).unwrap_or_default();
+        self.lines.push((IMPERSONATE_ORIGINAL, carried("the caller", &text)?));
+        Ok(self)
+    }
+
+    fn parse<'a>(
+        fields: &Fields,
+        user: &str,
+        groups: &[String],
+        uid: Option<&str>,
+        extra: impl Iterator<Item = (&'a String, &'a Vec<String>)>,
+    ) -> Result<Self, ActsAsError> {
+        let mut lines = vec![(IMPERSONATE_USER, carried(fields.user, user)?)];
         for group in groups {
-            lines.push((IMPERSONATE_GROUP, carried("spec.impersonate.groups", group)?));
+            lines.push((IMPERSONATE_GROUP, carried(fields.groups, group)?));
         }
         if let Some(uid) = uid {
-            lines.push((IMPERSONATE_UID, carried("spec.impersonate.uid", uid)?));
+            lines.push((IMPERSONATE_UID, carried(fields.uid, uid)?));
         }
         for (key, values) in extra {
-            let name = extra_header(key)?;
+            let name = extra_header(fields.extra_key, key)?;
             if values.is_empty() {
-                return Err(ActsAsError::Empty("spec.impersonate.extra"));
+                return Err(ActsAsError::Empty(fields.extra));
             }
             for value in values {
-                lines.push((name.clone(), carried("spec.impersonate.extra", value)?));
+                lines.push((name.clone(), carried(fields.extra, value)?));
             }
         }
         Ok(Self {
@@ -157,25 +257,22 @@ const NOT_IN_EXTRA_KEY: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'|')
     .remove(b'~');
 
-fn extra_header(key: &str) -> Result<HeaderName, ActsAsError> {
-    const FIELD: &str = "spec.impersonate.extra key";
+fn extra_header(field: &'static str, key: &str) -> Result<HeaderName, ActsAsError> {
+    let key_of = || key.to_owned();
     if key.is_empty() {
-        return Err(ActsAsError::Empty(FIELD));
+        return Err(ActsAsError::Empty(field));
     }
-    if key == SESSION_EXTRA {
-        return Err(ActsAsError::SessionExtra);
+    if is_our_extra(key) {
+        return Err(ActsAsError::OurExtra { field, key: key_of() });
     }
     if key.chars().any(char::is_uppercase) {
-        return Err(ActsAsError::ExtraKeyCase(key.to_owned()));
+        return Err(ActsAsError::ExtraKeyCase { field, key: key_of() });
     }
     let name = format!(
         "{IMPERSONATE_EXTRA_PREFIX}{}",
         utf8_percent_encode(key, NOT_IN_EXTRA_KEY)
     );
-    HeaderName::try_from(name).map_err(|_| ActsAsError::Value {
-        field: FIELD,
-        value: key.to_owned(),
-    })
+    HeaderName::try_from(name).map_err(|_| ActsAsError::Value { field, value: key_of() })
 }
 
 fn carried(field: &'static str, value: &str) -> Result<HeaderValue, ActsAsError> {
@@ -280,12 +377,16 @@ mod tests {
         let extra = [("Scopes".to_owned(), vec!["x".to_owned()])];
         assert_eq!(
             ActsAs::user("jane", &[], None, &extra).unwrap_err(),
-            ActsAsError::ExtraKeyCase("Scopes".to_owned())
+            ActsAsError::ExtraKeyCase {
+                field: "spec.impersonate.extra key",
+                key: "Scopes".to_owned()
+            }
         );
     }
 
     #[rstest]
     #[case("session.understudy.dev", &["a/b"], "spec.impersonate.extra key \"session.understudy.dev\" is the agent's own")]
+    #[case("understudy.dev/x", &["a"], "spec.impersonate.extra key \"understudy.dev/x\" is the agent's own")]
     #[case("scopes", &[], "spec.impersonate.extra must not be empty")]
     #[case("", &["x"], "spec.impersonate.extra key must not be empty")]
     fn a_bad_extra_is_named(#[case] key: &str, #[case] values: &[&str], #[case] message: &str) {
@@ -300,7 +401,7 @@ mod tests {
         /// What the API server reads back (lower-cased, then percent-decoded) is what the session said.
         #[test]
         fn extra_keys_survive_the_way(key in "[a-z0-9/%. _:é@-]{1,24}") {
-            let name = extra_header(&key).unwrap();
+            let name = extra_header("key", &key).unwrap();
             let read = name.as_str().strip_prefix(IMPERSONATE_EXTRA_PREFIX).unwrap();
             prop_assert_eq!(percent_decode_str(read).decode_utf8().unwrap(), key);
         }

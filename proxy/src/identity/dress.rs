@@ -20,19 +20,21 @@ pub enum DressError {
 }
 
 /// Puts the credential on and, if there is one, the identity to impersonate. To that, `told` adds the session's name
-/// as an extra value of the user.
+/// as an extra value of the user. Without a credential nothing goes on: the API server takes such a request for an
+/// anonymous one, or turns it away.
 ///
 /// # Errors
 /// If the head still carries identity. This can only be a mistake of ours, and refuses the request.
 pub fn dress(
     headers: &mut HeaderMap,
-    token: &BearerToken,
+    token: Option<&BearerToken>,
     acts_as: Option<&ActsAs>,
     told: Option<&SessionId>,
 ) -> Result<(), DressError> {
     if let Some(name) = headers.keys().find(|name| carries_identity(name)) {
         return Err(DressError::NotStripped(name.to_string()));
     }
+    let Some(token) = token else { return Ok(()) };
     headers.insert(header::AUTHORIZATION, token.header_value());
     for (name, value) in acts_as.map(ActsAs::lines).unwrap_or_default() {
         headers.append(name, value.clone());
@@ -61,7 +63,7 @@ mod tests {
         strip(&mut headers);
         dress(
             &mut headers,
-            &token(),
+            Some(&token()),
             Some(&ActsAs::service_account("prod", "viewer").unwrap()),
             None,
         )
@@ -76,7 +78,7 @@ mod tests {
     #[test]
     fn without_impersonation_nothing_but_the_credential_goes_on() {
         let mut headers = HeaderMap::new();
-        dress(&mut headers, &token(), None, None).unwrap();
+        dress(&mut headers, Some(&token()), None, None).unwrap();
         assert_eq!(headers.len(), 1);
     }
 
@@ -86,17 +88,31 @@ mod tests {
         let viewer = ActsAs::service_account("prod", "viewer").unwrap();
         for (acts_as, told) in [(Some(&viewer), Some("support/alice")), (None, None)] {
             let mut headers = HeaderMap::new();
-            dress(&mut headers, &token(), acts_as, Some(&session)).unwrap();
+            dress(&mut headers, Some(&token()), acts_as, Some(&session)).unwrap();
             let said = headers.get("impersonate-extra-session.understudy.dev");
             assert_eq!(said.map(|value| value.to_str().unwrap()), told);
         }
     }
 
     #[test]
+    fn without_a_credential_nobody_is_impersonated() {
+        let mut headers = HeaderMap::new();
+        let viewer = ActsAs::service_account("prod", "viewer").unwrap();
+        dress(
+            &mut headers,
+            None,
+            Some(&viewer),
+            Some(&"support/alice".parse().unwrap()),
+        )
+        .unwrap();
+        assert!(headers.is_empty());
+    }
+
+    #[test]
     fn what_was_not_stripped_is_refused() {
         let mut headers = HeaderMap::new();
         headers.insert("x-remote-user", "root".parse().unwrap());
-        let refused = dress(&mut headers, &token(), None, None).unwrap_err();
+        let refused = dress(&mut headers, Some(&token()), None, None).unwrap_err();
         assert_eq!(refused, DressError::NotStripped("x-remote-user".to_owned()));
         assert!(!headers.contains_key("authorization"));
     }

@@ -8,18 +8,19 @@ use crate::status::Refusal;
 /// Refuses a request that must not be forwarded in any dress.
 ///
 /// A client that asks to impersonate is refused rather than stripped: it believes that it acts as somebody
-/// else, and going on as the session's identity would do what it didn't ask for.
+/// else, and going on as the session's identity would do what it didn't ask for. Only where callers act as themselves,
+/// `may_ask`, is it for the cluster to say whether they may; [`crate::caller`] asks it.
 ///
 /// # Errors
 /// The refusal to answer with.
-pub fn guard(head: &Parts) -> Result<(), Refusal> {
+pub fn guard(head: &Parts, may_ask: bool) -> Result<(), Refusal> {
     if head.method == Method::CONNECT || head.method == Method::TRACE {
         return Err(Refusal::MethodNotAllowed);
     }
     if !head.uri.path().starts_with('/') {
         return Err(Refusal::BadRequest);
     }
-    if head.headers.keys().any(asks_to_impersonate) {
+    if !may_ask && head.headers.keys().any(asks_to_impersonate) {
         return Err(Refusal::Impersonation);
     }
     if head.headers.get_all(header::HOST).iter().count() > 1 {
@@ -33,7 +34,8 @@ pub fn guard(head: &Parts) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn asks_to_impersonate(name: &HeaderName) -> bool {
+/// Whether a field asks to impersonate, or would be taken for one that does.
+pub(crate) fn asks_to_impersonate(name: &HeaderName) -> bool {
     name.as_str().replace('_', "-").starts_with(IMPERSONATE_PREFIX)
 }
 
@@ -73,7 +75,7 @@ mod tests {
         #[case] headers: &[(&str, &str)],
         #[case] refusal: Option<Refusal>,
     ) {
-        assert_eq!(guard(&head(method, uri, headers)).err(), refusal);
+        assert_eq!(guard(&head(method, uri, headers), false).err(), refusal);
     }
 
     proptest! {
@@ -81,7 +83,7 @@ mod tests {
         fn no_impersonation_header_passes(suffix in "[A-Za-z0-9_.%-]{0,40}", upper in any::<bool>()) {
             let name = format!("impersonate-{suffix}");
             let name = if upper { name.to_uppercase() } else { name };
-            prop_assert_eq!(guard(&head("GET", "/", &[(&name, "x")])), Err(Refusal::Impersonation));
+            prop_assert_eq!(guard(&head("GET", "/", &[(&name, "x")]), false), Err(Refusal::Impersonation));
         }
     }
 }

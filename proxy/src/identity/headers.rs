@@ -6,18 +6,31 @@ use http::{HeaderMap, HeaderName, header};
 /// (<https://kubernetes.io/docs/reference/access-authn-authz/authentication/#user-impersonation>).
 pub(super) const IMPERSONATE_PREFIX: &str = "impersonate-";
 
-pub(super) const IMPERSONATE_USER: HeaderName = HeaderName::from_static("impersonate-user");
-pub(super) const IMPERSONATE_UID: HeaderName = HeaderName::from_static("impersonate-uid");
-pub(super) const IMPERSONATE_GROUP: HeaderName = HeaderName::from_static("impersonate-group");
-pub(super) const IMPERSONATE_EXTRA_PREFIX: &str = "impersonate-extra-";
+pub(crate) const IMPERSONATE_USER: HeaderName = HeaderName::from_static("impersonate-user");
+pub(crate) const IMPERSONATE_UID: HeaderName = HeaderName::from_static("impersonate-uid");
+pub(crate) const IMPERSONATE_GROUP: HeaderName = HeaderName::from_static("impersonate-group");
+pub(crate) const IMPERSONATE_EXTRA_PREFIX: &str = "impersonate-extra-";
 
-/// The user's extra key that names the session to the API server; nobody else may set it.
-pub(super) const SESSION_EXTRA: &str = "session.understudy.dev";
+/// The domain of the user's extra keys that the agent alone sets.
+const OUR_DOMAIN: &str = "understudy.dev";
+/// The session, as the API server is told it.
 pub(super) const IMPERSONATE_SESSION: HeaderName = HeaderName::from_static("impersonate-extra-session.understudy.dev");
+/// Who asked to be somebody else, as JSON.
+pub(super) const IMPERSONATE_ORIGINAL: HeaderName =
+    HeaderName::from_static("impersonate-extra-original-user-info.understudy.dev");
+
+/// Whether an extra key is one that only the agent may set. The API server lower-cases what it is sent.
+pub(super) fn is_our_extra(key: &str) -> bool {
+    let key = key.to_lowercase();
+    key.split('/').any(|part| {
+        part.strip_suffix(OUR_DOMAIN)
+            .is_some_and(|before| before.is_empty() || before.ends_with('.'))
+    })
+}
 
 /// Sub-protocol of a WebSocket handshake that carries a bearer token
 /// (`k8s.io/apiserver/pkg/authentication/request/websocket`).
-pub(super) const BEARER_SUBPROTOCOL_PREFIX: &str = "base64url.bearer.authorization.k8s.io.";
+pub(crate) const BEARER_SUBPROTOCOL_PREFIX: &str = "base64url.bearer.authorization.k8s.io.";
 
 /// Fields that carry, or have been known to carry, who the client is or whence it came.
 pub(super) const IDENTITY: [HeaderName; 8] = [

@@ -2,7 +2,7 @@
 
 use std::{io, sync::Arc, time::Duration};
 
-use rustls::ServerConfig;
+use rustls::{ServerConfig, pki_types::CertificateDer};
 use tokio::{
     io::AsyncWriteExt,
     net::TcpStream,
@@ -21,13 +21,25 @@ pub(super) enum Accepted {
     Plain(TcpStream),
 }
 
+impl Accepted {
+    /// The certificates that the client showed, its own first.
+    pub(super) fn certificates(&self) -> Option<&[CertificateDer<'static>]> {
+        match self {
+            Self::Tls(stream) => stream.get_ref().1.peer_certificates(),
+            Self::Plain(_) => None,
+        }
+    }
+}
+
 /// The ways in which a connection can end before its first request.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum HandshakeError {
     #[error("the client closed before it said anything")]
     Silent,
-    #[error("the client took longer than {}s", .0.as_secs())]
-    Timeout(Duration),
+    #[error("the client took longer than --handshake-timeout allows")]
+    Timeout,
+    #[error("too many of the pod's other clients were shaking hands (--max-handshakes-per-pod)")]
+    Crowded,
     #[error("the client speaks HTTP without TLS: have it use https://")]
     PlainHttp,
     #[error("the client doesn't trust our certificate (alert {0:?}): check the CA in the pod")]
@@ -43,7 +55,8 @@ impl HandshakeError {
     pub(super) fn label(&self) -> &'static str {
         match self {
             Self::Silent => "silent",
-            Self::Timeout(_) => "timeout",
+            Self::Timeout => "timeout",
+            Self::Crowded => "crowded",
             Self::PlainHttp => "plain_http",
             Self::Distrusted(_) => "distrusted",
             Self::Tls(_) => "tls",
@@ -76,9 +89,7 @@ pub(super) async fn accept(
         answer_plain_http(stream).await;
         Err(HandshakeError::PlainHttp)
     });
-    accepted
-        .await
-        .unwrap_or_else(|_: Elapsed| Err(HandshakeError::Timeout(patience)))
+    accepted.await.unwrap_or_else(|_: Elapsed| Err(HandshakeError::Timeout))
 }
 
 fn classify(error: io::Error) -> HandshakeError {

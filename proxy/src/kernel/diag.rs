@@ -5,7 +5,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// `NETLINK_SOCK_DIAG`.
-pub(super) const PROTOCOL: i32 = 4;
+pub(crate) const PROTOCOL: i32 = 4;
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
@@ -32,15 +32,15 @@ const IPPROTO_TCP: u8 = 6;
 const DIALLED: u32 = 1 << 2 | 1 << 1 | 1 << 4 | 1 << 5 | 1 << 8;
 
 /// The families that a dump has to be asked for one by one.
-pub(super) const FAMILIES: [u8; 2] = [AF_INET, AF_INET6];
+pub(crate) const FAMILIES: [u8; 2] = [AF_INET, AF_INET6];
 
 /// A TCP socket as the kernel describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct TcpSocket {
+pub(crate) struct TcpSocket {
     /// The other end, an IPv4-mapped address as IPv4.
-    pub(super) peer: SocketAddr,
+    pub(crate) peer: SocketAddr,
     /// The cgroup that its maker was in; none where the kernel doesn't say (before 5.8).
-    pub(super) cgroup: Option<u64>,
+    pub(crate) cgroup: Option<u64>,
     family: u8,
     /// `struct inet_diag_sockid` as it came: addresses, ports and the cookie that no other socket has.
     id: [u8; ID_LENGTH],
@@ -48,7 +48,7 @@ pub(super) struct TcpSocket {
 
 /// One message of the kernel's.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Answer {
+pub(crate) enum Answer {
     /// A socket.
     Socket(TcpSocket),
     /// That was all.
@@ -60,12 +60,12 @@ pub(super) enum Answer {
 }
 
 /// Asks for the sockets of a family that have dialled.
-pub(super) fn dump(family: u8) -> Vec<u8> {
+pub(crate) fn dump(family: u8) -> Vec<u8> {
     request(SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, family, &[0; ID_LENGTH])
 }
 
 /// Asks for a socket's end: its owner gets `ECONNABORTED`, and the other end a reset.
-pub(super) fn destroy(socket: &TcpSocket) -> Vec<u8> {
+pub(crate) fn destroy(socket: &TcpSocket) -> Vec<u8> {
     request(SOCK_DESTROY, NLM_F_REQUEST | NLM_F_ACK, socket.family, &socket.id)
 }
 
@@ -86,7 +86,7 @@ fn request(kind: u16, flags: u16, family: u8, id: &[u8; ID_LENGTH]) -> Vec<u8> {
 }
 
 /// Reads what one receive brought. What isn't understood is passed over.
-pub(super) fn answers(mut bytes: &[u8]) -> Vec<Answer> {
+pub(crate) fn answers(mut bytes: &[u8]) -> Vec<Answer> {
     let mut answers = Vec::new();
     while let (Some(length), Some(kind), Some(flags)) = (u32_at(bytes, 0), u16_at(bytes, 4), u16_at(bytes, 6)) {
         let length = length as usize;

@@ -17,6 +17,47 @@ pub enum Followed {
     UpstreamCa,
     /// Session files.
     Sessions,
+    /// A CA of clients.
+    ClientCa,
+}
+
+/// What a caller showed to prove who it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ProofOf {
+    /// A client certificate.
+    Certificate,
+    /// A bearer token.
+    Token,
+    /// Nothing.
+    Nothing,
+    /// A bearer token, of being in the pod that it was made for.
+    PodToken,
+}
+
+impl ProofOf {
+    /// In the audit log and labels.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Certificate => "certificate",
+            Self::Token => "token",
+            Self::Nothing => "none",
+            Self::PodToken => "pod-token",
+        }
+    }
+}
+
+/// What came of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ProofOutcome {
+    /// It is good.
+    Proved,
+    /// It isn't.
+    Invalid,
+    /// That can't be known at the moment.
+    Unknown,
+    /// It is good, of somebody who can't be carried.
+    Uncarriable,
 }
 
 /// A kind of object of the cluster's that is watched.
@@ -32,6 +73,8 @@ pub enum Watched {
     Service,
     /// Its endpoints.
     EndpointSlices,
+    /// The CA of the cluster's clients.
+    ClientCa,
 }
 
 impl Watched {
@@ -50,6 +93,7 @@ impl Watched {
             Self::Secrets => "secrets",
             Self::Service => "service",
             Self::EndpointSlices => "endpointslices",
+            Self::ClientCa => "client-ca",
         }
     }
 }
@@ -63,6 +107,81 @@ pub enum Written {
     Failed,
     /// There was too much of it.
     Dropped,
+}
+
+/// A limit that something came up against. Named after its option, where it is one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Limit {
+    /// A request's head was too large.
+    HeaderBytes,
+    /// A request had too many header fields.
+    Headers,
+    /// A TLS handshake took too long.
+    HandshakeTimeout,
+    /// A request's head took too long.
+    HeaderTimeout,
+    /// A pod has as many connections as it may.
+    ConnectionsPerPod,
+    /// A pod has as many connections on their way to its listener as it may.
+    PendingConnections,
+    /// A pod has as many handshakes under way as it may.
+    HandshakesPerPod,
+    /// A pod has as many requests in flight as it may.
+    RequestsPerPod,
+    /// A pod has as many watches, upgrades and followed logs open as it may.
+    LongRunningPerPod,
+    /// A session has as many connections upstream as it may, and a request waited for one in vain.
+    UpstreamConnections,
+    /// As many audit events wait as may, and a request waited for room in vain.
+    AuditBacklog,
+    /// The process has no file descriptor left.
+    OpenFiles,
+    /// The agent's memory is nearly used up.
+    Memory,
+}
+
+impl Limit {
+    /// All, as the metric shows them from the start.
+    pub(super) const ALL: [Self; 13] = [
+        Self::HeaderBytes,
+        Self::Headers,
+        Self::HandshakeTimeout,
+        Self::HeaderTimeout,
+        Self::ConnectionsPerPod,
+        Self::PendingConnections,
+        Self::HandshakesPerPod,
+        Self::RequestsPerPod,
+        Self::LongRunningPerPod,
+        Self::UpstreamConnections,
+        Self::AuditBacklog,
+        Self::OpenFiles,
+        Self::Memory,
+    ];
+
+    /// In logs and labels.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::HeaderBytes => "header-bytes",
+            Self::Headers => "headers",
+            Self::HandshakeTimeout => "handshake-timeout",
+            Self::HeaderTimeout => "header-timeout",
+            Self::ConnectionsPerPod => "connections-per-pod",
+            Self::PendingConnections => "pending-connections",
+            Self::HandshakesPerPod => "handshakes-per-pod",
+            Self::RequestsPerPod => "requests-per-pod",
+            Self::LongRunningPerPod => "long-running-per-pod",
+            Self::UpstreamConnections => "upstream-connections",
+            Self::AuditBacklog => "audit-backlog",
+            Self::OpenFiles => "open-files",
+            Self::Memory => "memory",
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct LimitLabels {
+    pub(super) limit: Limit,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -90,6 +209,12 @@ pub(super) struct HandshakeLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct ReloadLabels {
     pub(super) file: Followed,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct ProofLabels {
+    pub(super) proof: ProofOf,
+    pub(super) outcome: ProofOutcome,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -130,6 +255,15 @@ label_value!(Followed, label => match label {
     Followed::Certificate => "certificate",
     Followed::UpstreamCa => "upstream-ca",
     Followed::Sessions => "sessions",
+    Followed::ClientCa => "client-ca",
+});
+label_value!(ProofOf, label => label.name());
+label_value!(ProofOutcome, label => match label {
+    ProofOutcome::Proved => "proved",
+    ProofOutcome::Invalid => "invalid",
+    ProofOutcome::Unknown => "unknown",
+    ProofOutcome::Uncarriable => "uncarriable",
 });
 label_value!(Watched, label => label.name());
+label_value!(Limit, label => label.name());
 label_value!(Written, label => match label { Written::Done => "done", Written::Failed => "failed", Written::Dropped => "dropped" });

@@ -208,7 +208,8 @@ fn read_file(path: &Path, policy: Policy) -> Result<Vec<Declared>, FileError> {
     parse(path, &text, policy)
 }
 
-fn parse(path: &Path, text: &str, policy: Policy) -> Result<Vec<Declared>, FileError> {
+/// What a file with this text declares; `path` is for what is said of it.
+pub(crate) fn parse(path: &Path, text: &str, policy: Policy) -> Result<Vec<Declared>, FileError> {
     // Snippets of the source would show tokens.
     let options = serde_saphyr::options! { with_snippet: false };
     let documents: Vec<Envelope> =
@@ -235,14 +236,26 @@ fn declare(path: &Path, document: Envelope, policy: Policy) -> Result<Declared, 
             path: path.to_owned(),
             source,
         })?;
-    let pods = document.pods.into_iter().map(|pod| wanted(&id, pod)).collect();
+    let pods: Vec<WantedPod> = document.pods.into_iter().map(|pod| wanted(&id, pod)).collect();
     Ok(Declared {
-        spec: SessionSpec::parse(document.spec, policy),
+        spec: SessionSpec::parse(document.spec, policy).and_then(|spec| tells_pods_apart(spec, &pods)),
         pods,
         id,
         incarnation: None,
         last_used: None,
     })
+}
+
+/// A pod's token is known by the pod's UID.
+fn tells_pods_apart(spec: SessionSpec, pods: &[WantedPod]) -> Result<SessionSpec, SpecError> {
+    let has_uid = |pod: &WantedPod| pod.uid.as_ref().is_some_and(|uid| !uid.is_empty());
+    if spec.require_pod_token && !pods.iter().all(has_uid) {
+        return Err(SpecError::Missing {
+            field: "pods.uid",
+            method: "spec.requirePodToken",
+        });
+    }
+    Ok(spec)
 }
 
 fn wanted(session: &SessionId, pod: PodManifest) -> WantedPod {
@@ -252,6 +265,7 @@ fn wanted(session: &SessionId, pod: PodManifest) -> WantedPod {
         cgroup,
         name: Arc::from(name),
         session: session.clone(),
+        uid: pod.uid.map(Arc::from),
     }
 }
 
@@ -367,6 +381,34 @@ pods:
             complaint.contains("session support/alice: spec.authMethod \"magic\" is unknown"),
             "{complaint}"
         );
+    }
+
+    #[test]
+    fn a_pods_token_is_asked_for_where_its_uid_is_known() {
+        let asking = ALICE.replace("  expiresAt", "  requirePodToken: true\n  expiresAt");
+        for (text, uid, accepted) in [
+            (asking.clone(), None, false),
+            (
+                asking.replace("name: shell-0", "name: shell-0, uid: \"\""),
+                Some(""),
+                false,
+            ),
+            (
+                asking.replace("name: shell-0", "name: shell-0, uid: 0b7c-11"),
+                Some("0b7c-11"),
+                true,
+            ),
+            (ALICE.to_owned(), None, true),
+        ] {
+            let (_directory, mut source) = directory(&[("a.yaml", &text)]);
+            let reading = source.read().unwrap();
+            assert_eq!(reading.sessions[0].pods[0].uid.as_deref(), uid);
+            let said = reading.sessions[0].spec.as_ref().map_err(ToString::to_string);
+            assert_eq!(said.is_ok(), accepted, "{text}");
+            if let Err(said) = said {
+                assert_eq!(said, "pods.uid is missing: spec.requirePodToken needs it");
+            }
+        }
     }
 
     #[test]

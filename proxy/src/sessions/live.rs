@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{spec::SessionSpec, usage::Usage};
 use crate::{
+    caller::Prover,
     credentials::{BearerToken, CredentialError, TokenFile},
     pod::SessionId,
     status::Refusal,
@@ -25,6 +26,8 @@ pub struct LiveSession {
     pub upstream: Upstream,
     /// When it was last used, and what is open under it.
     pub usage: Arc<Usage>,
+    /// Has callers prove who they are, where they have to.
+    pub prover: Option<Arc<Prover>>,
     /// Cancelled when it ends.
     pub ended: CancellationToken,
     credential: Credential,
@@ -68,12 +71,14 @@ impl LiveSession {
         credential: Credential,
         upstream: Upstream,
         usage: Arc<Usage>,
+        prover: Option<Arc<Prover>>,
     ) -> Arc<Self> {
         Arc::new(Self {
             id,
             spec,
             upstream,
             usage,
+            prover,
             ended: CancellationToken::new(),
             credential,
             end: OnceLock::new(),

@@ -34,6 +34,7 @@ pub(super) struct Metadata {
 pub(super) struct PodManifest {
     pub(super) name: Option<String>,
     pub(super) cgroup: PathBuf,
+    pub(super) uid: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -50,6 +51,20 @@ pub(super) struct SpecManifest {
     pub(super) idle_timeout: Option<String>,
     pub(super) refuse: Option<Vec<RequestRule>>,
     pub(super) tell_session: Option<bool>,
+    pub(super) caller_identity: Option<CallerIdentityManifest>,
+    pub(super) require_pod_token: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct CallerIdentityManifest {
+    #[serde(rename = "signerCA")]
+    pub(super) signer_ca: Option<String>,
+    #[serde(rename = "signerCAFile")]
+    pub(super) signer_ca_file: Option<PathBuf>,
+    #[serde(rename = "clusterClientCA")]
+    pub(super) cluster_client_ca: Option<bool>,
+    pub(super) audiences: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]

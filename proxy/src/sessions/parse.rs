@@ -8,14 +8,17 @@ use secrecy::ExposeSecret;
 
 use super::{
     duration,
-    manifest::{ImpersonateManifest, SecretRefManifest, ServerManifest, SpecManifest, without_values},
+    manifest::{
+        CallerIdentityManifest, ImpersonateManifest, SecretRefManifest, ServerManifest, SpecManifest, without_values,
+    },
     refuse::RequestRules,
     spec::{
-        AuthMethod, GATEWAY_KUBERNETES_AUTH, Policy, SERVICE_ACCOUNT_TOKEN, Server, SessionSpec, SpecError,
-        TokenSource, VerifiedBy,
+        AuthMethod, CALLER_IDENTITY, CallerIdentity, GATEWAY_KUBERNETES_AUTH, Policy, SERVICE_ACCOUNT_TOKEN, Server,
+        SessionSpec, Signer, SpecError, TokenSource, VerifiedBy,
     },
 };
 use crate::{
+    caller::authorities::SignerBundle,
     credentials::BearerToken,
     identity::ActsAs,
     pod::is_dns1123_subdomain,
@@ -56,7 +59,7 @@ pub(super) fn spec(written: serde_json::Value, form: Form, policy: Policy) -> Re
         .transpose()?;
     let tell_session = manifest.tell_session.unwrap_or_default();
     let method = method(&manifest, form, policy)?;
-    if tell_session && method.acts_as().is_none() {
+    if tell_session && matches!(method, AuthMethod::ServiceAccountToken(..)) {
         return Err(SpecError::Conflict {
             field: "spec.tellSession",
             with: SERVICE_ACCOUNT_TOKEN,
@@ -68,6 +71,7 @@ pub(super) fn spec(written: serde_json::Value, form: Form, policy: Policy) -> Re
         idle_timeout,
         refuse: RequestRules::parse(manifest.refuse)?,
         tell_session,
+        require_pod_token: manifest.require_pod_token.unwrap_or_default(),
     })
 }
 
@@ -76,10 +80,12 @@ fn is_of_the_form(manifest: &SpecManifest, form: Form) -> Result<(), SpecError> 
     let server = manifest.server.as_ref();
     let has_ca_file = server.is_some_and(|server| server.ca_file.is_some());
     let has_ca_bundle = server.is_some_and(|server| server.ca_bundle.is_some());
+    let caller = manifest.caller_identity.as_ref();
+    let has_signer_file = caller.is_some_and(|caller| caller.signer_ca_file.is_some());
     let (form, others) = match form {
         Form::File => (
             "a session file",
-            [
+            vec![
                 (
                     "spec.tokenSecretRef",
                     "spec.tokenFile",
@@ -91,10 +97,15 @@ fn is_of_the_form(manifest: &SpecManifest, form: Form) -> Result<(), SpecError> 
         ),
         Form::Resource { .. } => (
             "a Session resource",
-            [
+            vec![
                 ("spec.token", "spec.tokenSecretRef", manifest.token.is_some()),
                 ("spec.tokenFile", "spec.tokenSecretRef", manifest.token_file.is_some()),
                 ("spec.server.caFile", "spec.server.caBundle", has_ca_file),
+                (
+                    "spec.callerIdentity.signerCAFile",
+                    "spec.callerIdentity.signerCA",
+                    has_signer_file,
+                ),
             ],
         ),
     };
@@ -126,41 +137,86 @@ fn expires_at(manifest: &SpecManifest, form: Form) -> Result<Option<Timestamp>, 
 fn method(manifest: &SpecManifest, form: Form, policy: Policy) -> Result<AuthMethod, SpecError> {
     match manifest.auth_method.as_str() {
         "" | SERVICE_ACCOUNT_TOKEN => {
-            if manifest.impersonate.is_some() {
-                return Err(SpecError::Conflict {
-                    field: "spec.impersonate",
-                    with: SERVICE_ACCOUNT_TOKEN,
-                });
-            }
+            none_of(
+                SERVICE_ACCOUNT_TOKEN,
+                [
+                    ("spec.impersonate", manifest.impersonate.is_some()),
+                    ("spec.callerIdentity", manifest.caller_identity.is_some()),
+                ],
+            )?;
             let token = token(manifest, form)?;
             let server = manifest.server.as_ref().map(|written| server(written, policy));
             Ok(AuthMethod::ServiceAccountToken(token, server.transpose()?))
         }
         GATEWAY_KUBERNETES_AUTH => {
-            for (field, given) in [
-                ("spec.token", manifest.token.is_some()),
-                ("spec.tokenFile", manifest.token_file.is_some()),
-                ("spec.tokenSecretRef", manifest.token_secret_ref.is_some()),
-                // The agent's own token goes to the pinned API server and nowhere else (invariant 3).
-                ("spec.server", manifest.server.is_some()),
-            ] {
-                if given {
-                    return Err(SpecError::Conflict {
-                        field,
-                        with: GATEWAY_KUBERNETES_AUTH,
-                    });
-                }
-            }
+            agents_own_token(GATEWAY_KUBERNETES_AUTH, manifest)?;
+            none_of(
+                GATEWAY_KUBERNETES_AUTH,
+                [("spec.callerIdentity", manifest.caller_identity.is_some())],
+            )?;
             let impersonate = manifest.impersonate.as_ref().ok_or(SpecError::Missing {
                 field: "spec.impersonate",
                 method: GATEWAY_KUBERNETES_AUTH,
             })?;
             acts_as(impersonate).map(AuthMethod::GatewayKubernetesAuth)
         }
+        CALLER_IDENTITY => {
+            agents_own_token(CALLER_IDENTITY, manifest)?;
+            none_of(CALLER_IDENTITY, [("spec.impersonate", manifest.impersonate.is_some())])?;
+            let written = manifest.caller_identity.as_ref();
+            written
+                .map_or_else(|| caller_identity(&CallerIdentityManifest::default()), caller_identity)
+                .map(AuthMethod::CallerIdentity)
+        }
         // A long one may be a token in the wrong place.
         other if other.len() > 32 => Err(SpecError::UnknownMethod("...".to_owned())),
         other => Err(SpecError::UnknownMethod(other.to_owned())),
     }
+}
+
+/// The agent's own token goes to the pinned API server and nowhere else (invariant 3), and no other with it.
+fn agents_own_token(with: &'static str, manifest: &SpecManifest) -> Result<(), SpecError> {
+    none_of(
+        with,
+        [
+            ("spec.token", manifest.token.is_some()),
+            ("spec.tokenFile", manifest.token_file.is_some()),
+            ("spec.tokenSecretRef", manifest.token_secret_ref.is_some()),
+            ("spec.server", manifest.server.is_some()),
+        ],
+    )
+}
+
+fn none_of(with: &'static str, fields: impl IntoIterator<Item = (&'static str, bool)>) -> Result<(), SpecError> {
+    match fields.into_iter().find(|(_, given)| *given) {
+        None => Ok(()),
+        Some((field, _)) => Err(SpecError::Conflict { field, with }),
+    }
+}
+
+fn caller_identity(written: &CallerIdentityManifest) -> Result<CallerIdentity, SpecError> {
+    let signer = match (&written.signer_ca, &written.signer_ca_file) {
+        (Some(_), Some(_)) => {
+            return Err(SpecError::Conflict {
+                field: "spec.callerIdentity.signerCAFile",
+                with: "spec.callerIdentity.signerCA",
+            });
+        }
+        (Some(pem), None) => Some(Signer::Bundle(SignerBundle::parse(
+            "spec.callerIdentity.signerCA",
+            pem,
+        )?)),
+        (None, Some(path)) => Some(Signer::File(absolute("spec.callerIdentity.signerCAFile", path)?)),
+        (None, None) => None,
+    };
+    if written.audiences.iter().any(String::is_empty) {
+        return Err(SpecError::Empty("spec.callerIdentity.audiences"));
+    }
+    Ok(CallerIdentity {
+        signer,
+        cluster_client_ca: written.cluster_client_ca.unwrap_or(true),
+        audiences: written.audiences.as_slice().into(),
+    })
 }
 
 fn token(manifest: &SpecManifest, form: Form) -> Result<TokenSource, SpecError> {

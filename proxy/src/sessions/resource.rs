@@ -37,7 +37,8 @@ use serde::{Deserialize, Serialize};
 #[schemars(extend("x-kubernetes-validations" = rules::spec()))]
 pub struct SessionResourceSpec {
     /// How it authenticates: service-account-token (also when empty) sends the token of tokenSecretRef;
-    /// gateway-kubernetes-auth sends the agent's own token and impersonates.
+    /// gateway-kubernetes-auth sends the agent's own token and impersonates; caller-identity does so too, as whoever the
+    /// caller proves to be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth_method: Option<AuthMethodName>,
     /// Whom gateway-kubernetes-auth impersonates: a service account, or a user.
@@ -66,9 +67,16 @@ pub struct SessionResourceSpec {
     #[schemars(length(max = 32))]
     pub refuse: Option<Vec<RequestRule>>,
     /// Whether the API server is told the session's name, as the user's extra session.understudy.dev. The agent needs
-    /// the right to impersonate it. Goes with gateway-kubernetes-auth.
+    /// the right to impersonate it. Goes with gateway-kubernetes-auth and caller-identity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tell_session: Option<bool>,
+    /// How callers prove who they are to caller-identity. Where it is absent: by a certificate under the cluster's client
+    /// CA, or by a token made for the API server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caller_identity: Option<CallerIdentity>,
+    /// Whether each request has to show a service account token that was made for the very pod that it comes from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub require_pod_token: Option<bool>,
 }
 
 /// The methods' names.
@@ -82,6 +90,25 @@ pub enum AuthMethodName {
     ServiceAccountToken,
     /// The agent's own token, impersonating.
     GatewayKubernetesAuth,
+    /// The agent's own token, impersonating the caller.
+    CallerIdentity,
+}
+
+/// How callers prove who they are.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CallerIdentity {
+    /// CA certificates, PEM, that vouch for client certificates beside the cluster's.
+    #[serde(default, skip_serializing_if = "Option::is_none", rename = "signerCA")]
+    #[schemars(length(max = 131_072), extend("x-kubernetes-validations" = rules::signer_ca()))]
+    pub signer_ca: Option<String>,
+    /// Whether the cluster's own client CA vouches for client certificates. It does where this is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none", rename = "clusterClientCA")]
+    pub cluster_client_ca: Option<bool>,
+    /// For whom bearer tokens must have been made, one of these; where there is none, for the API server.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(max = 512)), extend("x-kubernetes-validations" = rules::audiences()))]
+    pub audiences: Vec<String>,
 }
 
 /// Whom to impersonate: namespace and serviceAccountName, or user and what goes with it.

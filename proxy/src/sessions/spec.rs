@@ -1,6 +1,6 @@
 //! What a session says, parsed so that it can't be wrong any more.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use prometheus_client::metrics::counter::Counter;
@@ -10,6 +10,7 @@ use super::{
     refuse::RequestRules,
 };
 use crate::{
+    caller::authorities::SignerBundle,
     credentials::BearerToken,
     identity::{ActsAs, ActsAsError},
     trust::{TrustError, roots::CaBundle, unverified::Unverified},
@@ -39,6 +40,8 @@ pub struct SessionSpec {
     pub refuse: RequestRules,
     /// Whether the API server is told its name. Only where it impersonates.
     pub tell_session: bool,
+    /// Whether each request has to show a token that was made for the very pod that it comes from.
+    pub require_pod_token: bool,
 }
 
 /// The design's table of methods.
@@ -49,6 +52,29 @@ pub enum AuthMethod {
     /// `gateway-kubernetes-auth`: the agent's own pod token, impersonating. It has no place for a server, so that the
     /// agent's token can't go to another than the cluster's (invariant 3).
     GatewayKubernetesAuth(ActsAs),
+    /// `caller-identity`: the agent's own pod token, impersonating whoever the caller proves to be. It has no place for a
+    /// server either.
+    CallerIdentity(CallerIdentity),
+}
+
+/// How callers prove who they are.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CallerIdentity {
+    /// Who vouches for client certificates, beside the cluster's own CA.
+    pub signer: Option<Signer>,
+    /// Whether the cluster's own client CA does.
+    pub cluster_client_ca: bool,
+    /// For whom bearer tokens must have been made; where nobody is named, for the API server itself.
+    pub audiences: Arc<[String]>,
+}
+
+/// A CA of client certificates.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Signer {
+    /// In the session itself.
+    Bundle(SignerBundle),
+    /// In a file, read again when it changes.
+    File(PathBuf),
 }
 
 /// Where a session's token stands.
@@ -119,7 +145,7 @@ pub enum SpecError {
     },
     /// No such method.
     #[error(
-        "spec.authMethod {0:?} is unknown: use \"service-account-token\" (or leave it empty) or \"gateway-kubernetes-auth\""
+        "spec.authMethod {0:?} is unknown: use \"service-account-token\" (or leave it empty), \"gateway-kubernetes-auth\" or \"caller-identity\""
     )]
     UnknownMethod(String),
     /// A method lacks what it needs.
@@ -215,6 +241,7 @@ pub enum SpecError {
 
 pub(super) const SERVICE_ACCOUNT_TOKEN: &str = "service-account-token";
 pub(super) const GATEWAY_KUBERNETES_AUTH: &str = "gateway-kubernetes-auth";
+pub(super) const CALLER_IDENTITY: &str = "caller-identity";
 
 impl AuthMethod {
     /// Its name in a session.
@@ -223,16 +250,23 @@ impl AuthMethod {
         match self {
             Self::ServiceAccountToken(..) => SERVICE_ACCOUNT_TOKEN,
             Self::GatewayKubernetesAuth(_) => GATEWAY_KUBERNETES_AUTH,
+            Self::CallerIdentity(_) => CALLER_IDENTITY,
         }
     }
 
-    /// Whom it impersonates, where it does.
+    /// Whom it impersonates, where it does and that is the same for all.
     #[must_use]
     pub fn acts_as(&self) -> Option<&ActsAs> {
         match self {
-            Self::ServiceAccountToken(..) => None,
+            Self::ServiceAccountToken(..) | Self::CallerIdentity(_) => None,
             Self::GatewayKubernetesAuth(acts_as) => Some(acts_as),
         }
+    }
+
+    /// Whether callers act as themselves.
+    #[must_use]
+    pub fn is_callers_own(&self) -> bool {
+        matches!(self, Self::CallerIdentity(_))
     }
 }
 
@@ -258,15 +292,24 @@ impl SessionSpec {
     pub fn server(&self) -> Option<&Server> {
         match &self.method {
             AuthMethod::ServiceAccountToken(_, server) => server.as_ref(),
-            AuthMethod::GatewayKubernetesAuth(_) => None,
+            AuthMethod::GatewayKubernetesAuth(_) | AuthMethod::CallerIdentity(_) => None,
         }
+    }
+
+    /// Whether callers have to prove anything.
+    #[must_use]
+    pub fn needs_proof(&self) -> bool {
+        self.require_pod_token || self.method.is_callers_own()
     }
 
     /// Whether two sessions act alike, so that what is open under one may go on under the other. What one of them
     /// refuses, the other must refuse as well, for what is open isn't judged again.
     #[must_use]
     pub fn acts_like(&self, other: &Self) -> bool {
-        self.method == other.method && self.refuse == other.refuse && self.tell_session == other.tell_session
+        self.method == other.method
+            && self.refuse == other.refuse
+            && self.tell_session == other.tell_session
+            && self.require_pod_token == other.require_pod_token
     }
 }
 

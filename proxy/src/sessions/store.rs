@@ -15,6 +15,7 @@ use super::{
     usage::Usage,
 };
 use crate::{
+    caller::Prover,
     clock::Clock,
     pod::{SessionId, WantedPod},
     status::Refusal,
@@ -181,6 +182,8 @@ pub trait Outfitter: Send + 'static {
     fn upstream(&self, spec: &SessionSpec) -> Upstream;
     /// The agent's own pod token.
     fn own_token(&self) -> Credential;
+    /// What has callers prove who they are.
+    fn prover(&self, spec: &SessionSpec) -> Arc<Prover>;
     /// A token in a file of the session's.
     fn token_file(&self, path: &std::path::Path) -> impl Future<Output = Credential> + Send;
     /// A token in a Secret of the session's namespace. It needn't be there yet.
@@ -283,7 +286,7 @@ impl<O: Outfitter> Store<O> {
             AuthMethod::ServiceAccountToken(TokenSource::Secret { name, key }, _) => {
                 self.outfitter.secret_token(id.namespace(), name, key)
             }
-            AuthMethod::GatewayKubernetesAuth(_) => self.outfitter.own_token(),
+            AuthMethod::GatewayKubernetesAuth(_) | AuthMethod::CallerIdentity(_) => self.outfitter.own_token(),
         };
         let upstream = self.outfitter.upstream(&spec);
         tracing::info!(session = %id, method = spec.method.name(), "a session comes into force");
@@ -292,7 +295,8 @@ impl<O: Outfitter> Store<O> {
         {
             tracing::warn!(session = %id, server = %server.target, "the session's token goes to a server that nobody verifies");
         }
-        LiveSession::new(id.clone(), spec, credential, upstream, usage)
+        let prover = spec.needs_proof().then(|| self.outfitter.prover(&spec));
+        LiveSession::new(id.clone(), spec, credential, upstream, usage, prover)
     }
 
     /// Ends the sessions that are over by themselves.

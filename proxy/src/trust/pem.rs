@@ -13,7 +13,7 @@ use super::TrustError;
 const LINE: usize = 64;
 
 /// At least one certificate.
-pub(super) fn certificates(pem: &[u8], path: &Path) -> Result<Vec<CertificateDer<'static>>, TrustError> {
+pub(crate) fn certificates(pem: &[u8], path: &Path) -> Result<Vec<CertificateDer<'static>>, TrustError> {
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     let certificates = certificates.map_err(|_| TrustError::BadCertificate(path.to_owned()))?;
     if certificates.is_empty() {

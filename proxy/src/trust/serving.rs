@@ -4,9 +4,14 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use rustls::{
-    ServerConfig,
-    crypto::aws_lc_rs::Ticketer,
-    server::{ClientHello, ResolvesServerCert, ServerSessionMemoryCache},
+    DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme,
+    client::danger::HandshakeSignatureValid,
+    crypto::{WebPkiSupportedAlgorithms, aws_lc_rs::Ticketer, verify_tls12_signature, verify_tls13_signature},
+    pki_types::{CertificateDer, UnixTime},
+    server::{
+        ClientHello, ResolvesServerCert, ServerSessionMemoryCache,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
     sign::CertifiedKey,
     version::{TLS12, TLS13},
 };
@@ -60,6 +65,22 @@ impl ResolvesServerCert for ServingCert {
     }
 }
 
+/// The terms of [`server_config`] with a certificate that nobody vouches for.
+///
+/// # Errors
+/// If there are no random bytes for a key.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn self_signed() -> Result<Arc<ServerConfig>, Box<dyn std::error::Error>> {
+    let made = rcgen::generate_simple_self_signed(["kubernetes.default.svc".to_owned()])?;
+    let key = rustls::pki_types::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+    let key = CertifiedKey::from_der(vec![made.cert.der().clone()], key.into(), &provider())?;
+    let serving = Serving {
+        key: Arc::new(key),
+        expiry: Timestamp::MAX,
+    };
+    Ok(server_config(ServingCert::new(watch::channel(serving).1))?)
+}
+
 /// TLS 1.2 and 1.3, HTTP/2 before HTTP/1.1, resumption by tickets whose keys change every six hours, and by session ids.
 ///
 /// No early data: it could be replayed. No client certificates: who a client is, the kernel says.
@@ -67,13 +88,77 @@ impl ResolvesServerCert for ServingCert {
 /// # Errors
 /// If the platform gives no random bytes for the ticket keys.
 pub fn server_config(certificate: ServingCert) -> Result<Arc<ServerConfig>, TrustError> {
-    let mut config = ServerConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&TLS13, &TLS12])?
-        .with_no_client_auth()
-        .with_cert_resolver(Arc::new(certificate));
+    terms(certificate, None)
+}
+
+/// The same, asking the client for a certificate, which it may leave out. That it holds the certificate's key is seen to
+/// here; whether the certificate is good is judged for each request. Sessions are resumed under these terms only: the
+/// ticket keys are others.
+///
+/// # Errors
+/// As [`server_config`].
+pub fn asking_server_config(certificate: ServingCert) -> Result<Arc<ServerConfig>, TrustError> {
+    terms(
+        certificate,
+        Some(Arc::new(AnyClient(provider().signature_verification_algorithms))),
+    )
+}
+
+fn terms(certificate: ServingCert, asks: Option<Arc<dyn ClientCertVerifier>>) -> Result<Arc<ServerConfig>, TrustError> {
+    let config = ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13, &TLS12])?;
+    let config = match asks {
+        None => config.with_no_client_auth(),
+        Some(asks) => config.with_client_cert_verifier(asks),
+    };
+    let mut config = config.with_cert_resolver(Arc::new(certificate));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     config.ticketer = Ticketer::new()?;
     config.session_storage = ServerSessionMemoryCache::new(STATEFUL_SESSIONS);
     config.max_early_data_size = 0;
     Ok(Arc::new(config))
+}
+
+/// Takes any certificate whose key the client holds. It proves nothing by itself.
+#[derive(Debug)]
+struct AnyClient(WebPkiSupportedAlgorithms);
+
+impl ClientCertVerifier for AnyClient {
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signature, &self.0)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &self.0)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_schemes()
+    }
 }

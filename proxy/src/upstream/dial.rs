@@ -11,6 +11,7 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::target::Target;
+use crate::{limits::descriptors, metrics::Limit};
 
 /// How long a connection may take to come about: TCP and TLS together.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -69,6 +70,9 @@ pub enum UpstreamError {
     /// As many connections as there may be, and no stream came free on any.
     #[error("no stream upstream came free in time: end some of the session's watches")]
     Exhausted,
+    /// The process has no file descriptor left for it.
+    #[error("no file descriptor is left for a connection upstream: raise the agent's limit on open files")]
+    Descriptors,
     /// The request couldn't be put in the upstream's form.
     #[error("the request can't be sent on: {0}")]
     Request(#[from] http::Error),
@@ -78,6 +82,17 @@ pub enum UpstreamError {
 }
 
 impl UpstreamError {
+    /// The limit that was come up against, if it is that.
+    #[must_use]
+    pub fn limit(&self) -> Option<Limit> {
+        match self {
+            Self::Exhausted => Some(Limit::UpstreamConnections),
+            Self::Descriptors => Some(Limit::OpenFiles),
+            Self::Shared(error) => error.limit(),
+            _ => None,
+        }
+    }
+
     /// Whether it is certain that no byte of the request was sent.
     #[must_use]
     pub fn nothing_sent(&self) -> bool {
@@ -88,6 +103,7 @@ impl UpstreamError {
             | Self::Greeting { .. }
             | Self::NoRoots(_)
             | Self::Exhausted
+            | Self::Descriptors
             | Self::Request(_) => true,
             Self::Http2(_) | Self::Http1(_) => false,
             Self::Shared(error) => error.nothing_sent(),
@@ -106,6 +122,9 @@ pub async fn dial(target: &Target, tls: Arc<ClientConfig>) -> Result<TlsStream<T
             source,
         };
         let tcp = TcpStream::connect(target.address()).await.map_err(connect)?;
+        if descriptors::is_reserved(&tcp) {
+            return Err(UpstreamError::Descriptors);
+        }
         tcp.set_nodelay(true).map_err(connect)?;
         SockRef::from(&tcp).set_tcp_keepalive(&KEEPALIVE).map_err(connect)?;
         TlsConnector::from(tls)

@@ -8,10 +8,9 @@ use hyper::{
     client::conn::http1::{self, SendRequest},
 };
 use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, time::Instant};
-use tokio_rustls::client::TlsStream;
+use tokio::time::Instant;
 
-use super::{UpstreamBody, UpstreamError, pool::Shared, roots::RootsVersion, target::Target};
+use super::{UpstreamBody, UpstreamError, pool::Shared, roots::RootsVersion, socket::Socket, target::Target};
 use crate::body::RequestBody;
 
 /// A connection that waits for its next request.
@@ -55,11 +54,7 @@ impl std::fmt::Debug for Lease {
 
 impl Lease {
     /// Begins HTTP/1.1 on a fresh connection. It can be upgraded.
-    pub(super) async fn open(
-        io: TlsStream<TcpStream>,
-        vouched: RootsVersion,
-        home: Weak<Shared>,
-    ) -> Result<Self, UpstreamError> {
+    pub(super) async fn open(io: Socket, vouched: RootsVersion, home: Weak<Shared>) -> Result<Self, UpstreamError> {
         let (sender, connection) = http1::Builder::new().handshake(TokioIo::new(io)).await?;
         tokio::spawn(async move {
             if let Err(error) = connection.with_upgrades().await {

@@ -20,14 +20,12 @@ use h2::{
 use http::{Request, Response, Uri, Version, header, uri::Scheme};
 use http_body::Body;
 use http_body_util::BodyExt;
-use tokio::{
-    net::TcpStream,
-    time::{Instant, MissedTickBehavior, interval, timeout},
-};
-use tokio_rustls::client::TlsStream;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{UpstreamBody, UpstreamError, dial::DIAL_TIMEOUT, pool::Shared, roots::RootsVersion, target::Target};
+use super::{
+    UpstreamBody, UpstreamError, dial::DIAL_TIMEOUT, pool::Shared, roots::RootsVersion, socket::Socket, target::Target,
+};
 use crate::body::RequestBody;
 
 /// What one stream may hold that its reader hasn't taken. The bound on memory for each open answer.
@@ -71,7 +69,7 @@ impl Connection {
     /// Greets the server, and waits until its SETTINGS are known: from then on the number of streams it allows
     /// is. (It must send SETTINGS before anything else, so an answered PING says that they came.)
     pub(super) async fn open(
-        io: TlsStream<TcpStream>,
+        io: Socket,
         vouched: RootsVersion,
         home: Weak<Shared>,
         url: &Target,
@@ -271,7 +269,7 @@ async fn upload(stream: &mut ::h2::SendStream<Bytes>, mut data: Bytes) -> Result
 /// Drives a connection until it ends, closes it when it has long been idle, and ends it when the server no
 /// longer answers a PING while streams are open (a watch would wait for ever).
 async fn drive(
-    mut driver: Driver<TlsStream<TcpStream>, Bytes>,
+    mut driver: Driver<Socket, Bytes>,
     mut ping: PingPong,
     connection: Weak<Connection>,
     home: Weak<Shared>,

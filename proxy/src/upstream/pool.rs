@@ -13,7 +13,7 @@ use std::{
 use http::{Request, Response};
 use hyper::body::Incoming;
 use tokio::{
-    sync::Notify,
+    sync::{Notify, Semaphore},
     time::{Instant, timeout_at},
 };
 
@@ -23,21 +23,36 @@ use super::{
     h1::{Idle, Lease},
     h2::{self, Connection, Slot},
     roots::Roots,
+    socket::{Permit, Socket},
     target::Target,
 };
-use crate::body::RequestBody;
+use crate::{body::RequestBody, limits::Limits};
 
 /// An idle HTTP/1.1 connection is not used again after so long: servers close theirs at about twice that.
 const HTTP1_IDLE: Duration = Duration::from_secs(45);
 /// How many idle HTTP/1.1 connections are kept.
 const HTTP1_IDLE_MOST: usize = 32;
-/// How many HTTP/2 connections a pool may have: 10,000 watches at 100 streams each, ten times over.
-const HTTP2_MOST: usize = 1_000;
-/// How long a request waits for a stream: longer than a dial and its greeting may take.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// What a server is expected to allow before the first connection has said: the smaller of the limits that
 /// kube-apiserver has had (250, then 100).
 const STREAMS_EXPECTED: usize = 100;
+
+/// How far a pool goes.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Connections at once, those for upgrades among them.
+    pub connections: usize,
+    /// How long a request waits for a stream. It should be longer than a dial and its greeting may take.
+    pub patience: Duration,
+}
+
+impl From<&Limits> for Bounds {
+    fn from(limits: &Limits) -> Self {
+        Self {
+            connections: limits.max_upstream_connections as usize,
+            patience: limits.queue_timeout,
+        }
+    }
+}
 
 /// A session's way upstream. Cheap to clone.
 #[derive(Clone)]
@@ -48,7 +63,13 @@ pub(super) struct Shared {
     url: Target,
     roots: Roots,
     state: Mutex<State>,
+    /// A stream or a connection may be had.
     changed: Notify,
+    /// A connection was closed.
+    closed: Notify,
+    /// Places for connections.
+    places: Arc<Semaphore>,
+    patience: Duration,
     counts: Arc<DialCounts>,
 }
 
@@ -86,7 +107,7 @@ pub struct DialCounts {
 enum Found {
     Slot(Slot),
     Lease(Lease),
-    Dial,
+    Dial(Permit),
     Failed(Arc<UpstreamError>),
 }
 
@@ -99,12 +120,15 @@ enum Dialled {
 impl Upstream {
     /// An empty pool; the first request dials.
     #[must_use]
-    pub fn new(url: Target, roots: Roots, counts: Arc<DialCounts>) -> Self {
+    pub fn new(url: Target, roots: Roots, counts: Arc<DialCounts>, bounds: Bounds) -> Self {
         Self(Arc::new(Shared {
             url,
             roots,
             state: Mutex::default(),
             changed: Notify::new(),
+            closed: Notify::new(),
+            places: Arc::new(Semaphore::new(bounds.connections)),
+            patience: bounds.patience,
             counts,
         }))
     }
@@ -134,7 +158,7 @@ impl Upstream {
                     Ok(answer) => return Ok(answer),
                     Err(failed) => failed,
                 },
-                Found::Dial => match self.0.dial().await? {
+                Found::Dial(permit) => match self.0.dial(permit).await? {
                     Dialled::Http2(connection) => {
                         self.0.add(connection);
                         continue;
@@ -164,9 +188,11 @@ impl Upstream {
     /// # Errors
     /// If the connection doesn't come about or fails before an answer.
     pub async fn send_upgrade(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, UpstreamError> {
+        let permit = self.place().await?;
         let dialled = async {
             let (tls, vouched) = self.0.roots.client_config(&ALPN_HTTP1).await?;
-            Lease::open(dial(&self.0.url, tls).await?, vouched, Weak::new()).await
+            let socket = Socket::new(dial(&self.0.url, tls).await?, permit);
+            Lease::open(socket, vouched, Weak::new()).await
         };
         let lease = dialled.await;
         let spoken = lease.as_ref().ok().map(|_| Protocol::Http1);
@@ -174,10 +200,27 @@ impl Upstream {
         lease?.send_upgrade(&self.0.url, request).await
     }
 
+    /// Waits for a place for one more connection. One that nobody uses makes way.
+    async fn place(&self) -> Result<Permit, UpstreamError> {
+        let patience = Instant::now() + self.0.patience;
+        loop {
+            let closed = self.0.closed.notified();
+            tokio::pin!(closed);
+            closed.as_mut().enable();
+            if let Some(permit) = Shared::permit(&self.0) {
+                return Ok(permit);
+            }
+            drop(self.0.state().http1.pop());
+            if timeout_at(patience, closed).await.is_err() {
+                return Err(UpstreamError::Exhausted);
+            }
+        }
+    }
+
     /// Finds a place on a connection, or waits for one to come about.
     async fn connection(&self) -> Result<Found, UpstreamError> {
         let mut failures_before = None;
-        let patience = Instant::now() + PATIENCE;
+        let patience = Instant::now() + self.0.patience;
         let _waiting = Waiting::begin(&self.0);
         loop {
             let changed = self.0.changed.notified();
@@ -206,8 +249,10 @@ impl Shared {
             state
                 .http1
                 .retain(|idle| idle.usable(now, HTTP1_IDLE) && this.roots.are(idle.vouched()));
-            let idle = state.http1.pop();
-            return Some(idle.map_or(Found::Dial, |idle| Found::Lease(idle.lend(home))));
+            return match state.http1.pop() {
+                Some(idle) => Some(Found::Lease(idle.lend(home))),
+                None => Self::permit(this).map(Found::Dial),
+            };
         }
         state
             .http2
@@ -222,17 +267,24 @@ impl Shared {
             };
         }
         let needed = state.waiting.div_ceil(state.allowed.unwrap_or(STREAMS_EXPECTED));
-        while state.dialing < needed && state.http2.len() + state.dialing < HTTP2_MOST {
+        while state.dialing < needed
+            && let Some(permit) = Self::permit(this)
+        {
             state.dialing += 1;
             // In a task of its own, so that a client that goes away doesn't undo the dial for the others.
-            tokio::spawn(Self::add_connection(home.clone()));
+            tokio::spawn(Self::add_connection(home.clone(), permit));
         }
         None
     }
 
-    async fn add_connection(home: Weak<Self>) {
+    fn permit(this: &Arc<Self>) -> Option<Permit> {
+        let permit = Arc::clone(&this.places).try_acquire_owned().ok()?;
+        Some(Permit::new(permit, Arc::downgrade(this)))
+    }
+
+    async fn add_connection(home: Weak<Self>, permit: Permit) {
         let Some(this) = home.upgrade() else { return };
-        let dialled = this.dial().await;
+        let dialled = this.dial(permit).await;
         match dialled {
             Ok(Dialled::Http2(connection)) => this.add(connection),
             Ok(Dialled::Http1(lease)) => {
@@ -251,12 +303,12 @@ impl Shared {
     }
 
     /// Opens a connection, and speaks on it what the server prefers.
-    async fn dial(self: &Arc<Self>) -> Result<Dialled, UpstreamError> {
+    async fn dial(self: &Arc<Self>, permit: Permit) -> Result<Dialled, UpstreamError> {
         let home = Arc::downgrade(self);
         let dialled = async {
             let (tls, vouched) = self.roots.client_config(&ALPN_ANY).await?;
-            let io = dial(&self.url, tls).await?;
-            if io.get_ref().1.alpn_protocol() == Some(b"h2") {
+            let io = Socket::new(dial(&self.url, tls).await?, permit);
+            if io.is_http2() {
                 Connection::open(io, vouched, home, &self.url).await.map(Dialled::Http2)
             } else {
                 Lease::open(io, vouched, home).await.map(Dialled::Http1)
@@ -292,12 +344,20 @@ impl Shared {
         self.changed.notify_waiters();
     }
 
+    /// A connection's place is free.
+    pub(super) fn connection_closed(&self) {
+        self.closed.notify_waiters();
+        self.changed.notify_waiters();
+    }
+
     /// An HTTP/1.1 connection is free again.
     pub(super) fn give_back(&self, idle: Idle) {
         let mut state = self.state();
         if state.http1.len() < HTTP1_IDLE_MOST {
             state.http1.push(idle);
         }
+        drop(state);
+        self.changed.notify_one();
     }
 
     /// A poisoned lock is taken over: each change under it is whole before anything can panic.

@@ -127,7 +127,7 @@ async fn a_slow_reader_slows_itself_alone() {
 }
 
 /// Each change of the value, as a chunk.
-fn events_of(receiver: watch::Receiver<&'static str>) -> Answer {
+pub(crate) fn events_of(receiver: watch::Receiver<&'static str>) -> Answer {
     let stream = futures_util::stream::unfold(receiver, |mut receiver| async move {
         receiver.changed().await.ok()?;
         let event = *receiver.borrow_and_update();

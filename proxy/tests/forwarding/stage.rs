@@ -31,25 +31,36 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use understudy::{
     audit::Audit,
+    caller::{
+        Prover,
+        authorities::{self, Authorities},
+        review::Reviewer,
+    },
     clock::Clock,
+    cluster::client::client,
     credentials::{BearerToken, CredentialError, TokenFile},
     forward::Forwarder,
     inbound::Server,
-    limits::Limits,
+    limits::{Limits, load::Load},
     metrics::Metrics,
-    pod::{CgroupId, ClientAddr, EnrolledPod, Inbound, OriginalDst, SessionId, WantedPod},
+    pod::{CgroupId, ClientAddr, EnrolledPod, Inbound, OriginalDst, WantedPod},
     sessions::{
         Declared,
         live::Credential,
-        spec::{Policy, SessionSpec, SpecError},
+        spec::{AuthMethod, Policy, SessionSpec, Signer, SpecError},
         store::{Outfitter, SessionLookup, Store},
     },
     trust::{
         own_ca::{ServedNames, serve_own_ca},
         roots::UpstreamRoots,
-        serving::server_config,
+        serving::{asking_server_config, server_config},
     },
-    upstream::{Upstream, pool::DialCounts, roots::Roots, target::Target},
+    upstream::{
+        Upstream,
+        pool::{Bounds, DialCounts},
+        roots::Roots,
+        target::Target,
+    },
 };
 
 pub(crate) type Answer = Response<BoxBody<Bytes, Infallible>>;
@@ -66,6 +77,7 @@ pub(crate) struct Terms {
     pub(crate) alpn: Vec<&'static str>,
     pub(crate) streams: u32,
     pub(crate) spec: serde_json::Value,
+    pub(crate) limits: Limits,
 }
 
 impl Default for Terms {
@@ -77,6 +89,7 @@ impl Default for Terms {
                 "authMethod": "gateway-kubernetes-auth",
                 "impersonate": {"namespace": "prod", "serviceAccountName": "viewer"},
             }),
+            limits: Limits::default(),
         }
     }
 }
@@ -106,6 +119,9 @@ impl Seen {
 pub(crate) struct Stage {
     pub(crate) seen: Arc<Seen>,
     pub(crate) pod: Arc<EnrolledPod>,
+    /// Another pod, in a session of its own that is always in force.
+    pub(crate) neighbour: Arc<EnrolledPod>,
+    pub(crate) metrics: Arc<Metrics>,
     pub(crate) dials: Arc<DialCounts>,
     pub(crate) drain: CancellationToken,
     /// Where the upstream is.
@@ -124,7 +140,11 @@ struct Outfit {
     target: Target,
     roots: Roots,
     dials: Arc<DialCounts>,
+    bounds: Bounds,
     secret: watch::Receiver<Result<BearerToken, CredentialError>>,
+    /// What the agent asks the upstream with who callers are.
+    client: kube::Client,
+    metrics: Metrics,
 }
 
 impl Outfitter for Outfit {
@@ -133,11 +153,26 @@ impl Outfitter for Outfit {
             Some(server) => (server.target.clone(), server.roots(&self.roots, &Counter::default())),
             None => (self.target.clone(), self.roots.clone()),
         };
-        Upstream::new(target, roots, Arc::clone(&self.dials))
+        Upstream::new(target, roots, Arc::clone(&self.dials), self.bounds)
     }
 
     fn own_token(&self) -> Credential {
         Credential::Inline("agent-token".parse().unwrap())
+    }
+
+    fn prover(&self, spec: &SessionSpec) -> Arc<Prover> {
+        let (sources, audiences) = match &spec.method {
+            AuthMethod::CallerIdentity(caller) => {
+                let source = caller.signer.as_ref().map(|signer| match signer {
+                    Signer::Bundle(bundle) => bundle.authorities(),
+                    Signer::File(path) => authorities::in_file(path.clone(), Counter::default()),
+                });
+                (source, Arc::clone(&caller.audiences))
+            }
+            _ => (None, Arc::from([])),
+        };
+        let reviewer = Reviewer::new(self.client.clone(), audiences, Clock::system());
+        Arc::new(Prover::new(Authorities::union(sources), reviewer, self.metrics.clone()))
     }
 
     async fn token_file(&self, path: &Path) -> Credential {
@@ -175,11 +210,25 @@ impl Stage {
             .unwrap();
         let dials = Arc::new(DialCounts::default());
         let (secret, in_secret) = watch::channel(Ok("first".parse().unwrap()));
+        let target = Target::parse(&format!("https://{address}"), None).unwrap();
+        let roots = Roots::followed(roots);
+        std::fs::write(directory.path().join("token"), "agent-token").unwrap();
+        let own_token = TokenFile::follow(directory.path().join("token"), Clock::system(), failures.clone()).await;
+        let upstream = Upstream::new(
+            target.clone(),
+            roots.clone(),
+            Arc::default(),
+            Bounds::from(&terms.limits),
+        );
+        let metrics = Arc::new(Metrics::new());
         let outfit = Outfit {
             secret: in_secret,
-            target: Target::parse(&format!("https://{address}"), None).unwrap(),
-            roots: Roots::followed(roots),
+            target,
+            roots,
             dials: Arc::clone(&dials),
+            client: client(upstream, own_token),
+            metrics: Metrics::clone(&metrics),
+            bounds: Bounds::from(&terms.limits),
         };
         let (store, sessions, _) = Store::new(outfit, Clock::system());
         let (declare, declared) = mpsc::channel(1);
@@ -194,7 +243,6 @@ impl Stage {
         for certificate in rustls_pem(&ca) {
             client_roots.add(certificate).unwrap();
         }
-        let metrics = Arc::new(Metrics::new());
         let drain = CancellationToken::new();
         let server = Server {
             forwarder: Arc::new(Forwarder {
@@ -204,28 +252,25 @@ impl Stage {
                 metrics: Arc::clone(&metrics),
                 node: Arc::from("node"),
                 streams: TaskTracker::new(),
+                limits: terms.limits.clone(),
+                pressure: Arc::default(),
             }),
-            tls: server_config(certificate).unwrap(),
+            tls: server_config(certificate.clone()).unwrap(),
+            asking_tls: asking_server_config(certificate).unwrap(),
             allow_plain_http: false,
-            limits: Limits::default(),
-            metrics,
+            limits: terms.limits,
+            metrics: Arc::clone(&metrics),
             drain: drain.clone(),
         };
         let (inbound, accepted) = mpsc::channel(16);
         tokio::spawn(server.run(accepted, TaskTracker::new()));
-        let session: SessionId = "support/alice".parse().unwrap();
-        let pod = Arc::new(EnrolledPod {
-            wanted: WantedPod {
-                cgroup: "kubepods/pod1".into(),
-                name: Arc::from("shell-0"),
-                session,
-            },
-            cgroup_id: CgroupId(1),
-            gone: CancellationToken::new(),
-        });
+        let pod = enrolled("shell-0", "support/alice", 1);
+        let neighbour = enrolled("shell-1", "support/bob", 2);
         let stage = Self {
             seen,
             pod,
+            neighbour,
+            metrics,
             dials,
             drain,
             address,
@@ -245,15 +290,18 @@ impl Stage {
     pub(crate) async fn declare(&self, spec: Option<serde_json::Value>) {
         let id = self.pod.wanted.session.clone();
         let wanted_in_force = spec.is_some();
-        let declared = spec.map(|spec| Declared {
-            id: id.clone(),
-            pods: vec![self.pod.wanted.clone()],
+        let declared = |pod: &EnrolledPod, spec| Declared {
+            id: pod.wanted.session.clone(),
+            pods: vec![pod.wanted.clone()],
             spec: parse(spec),
             incarnation: None,
             last_used: None,
-        });
+        };
+        let neighbours = declared(&self.neighbour, Terms::default().spec);
+        let declared = spec.map(|spec| declared(&self.pod, spec));
         let refused = declared.as_ref().is_some_and(|declared| declared.spec.is_err());
-        self.declare.send(declared.into_iter().collect()).await.unwrap();
+        let all = declared.into_iter().chain([neighbours]).collect();
+        self.declare.send(all).await.unwrap();
         if refused {
             return;
         }
@@ -269,6 +317,10 @@ impl Stage {
 
     /// A connection of the pod's, as the enroller hands it over.
     pub(crate) async fn tcp(&self) -> TcpStream {
+        self.tcp_of(&self.pod).await
+    }
+
+    async fn tcp_of(&self, pod: &Arc<EnrolledPod>) -> TcpStream {
         let (client, accepted) = tokio::join!(
             TcpStream::connect(self.listener.local_addr().unwrap()),
             self.listener.accept()
@@ -276,7 +328,7 @@ impl Stage {
         let (stream, client_address) = accepted.unwrap();
         let inbound = Inbound {
             stream,
-            pod: Arc::clone(&self.pod),
+            pod: Arc::clone(pod),
             original_dst: OriginalDst("10.96.0.1:443".parse().unwrap()),
             client: ClientAddr(client_address),
         };
@@ -285,6 +337,10 @@ impl Stage {
     }
 
     pub(crate) async fn tls(&self, alpn: &str) -> TlsStream<TcpStream> {
+        self.tls_of(&self.pod, alpn).await
+    }
+
+    async fn tls_of(&self, pod: &Arc<EnrolledPod>, alpn: &str) -> TlsStream<TcpStream> {
         let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()
             .unwrap()
@@ -293,7 +349,7 @@ impl Stage {
         config.alpn_protocols = vec![alpn.as_bytes().to_vec()];
         let name = ServerName::try_from("kubernetes.default.svc").unwrap();
         TlsConnector::from(Arc::new(config))
-            .connect(name, self.tcp().await)
+            .connect(name, self.tcp_of(pod).await)
             .await
             .unwrap()
     }
@@ -307,11 +363,32 @@ impl Stage {
     }
 
     pub(crate) async fn http2(&self) -> conn::http2::SendRequest<BoxBody<Bytes, Infallible>> {
-        let io = TokioIo::new(self.tls("h2").await);
+        self.http2_of(&self.pod).await
+    }
+
+    pub(crate) async fn http2_of(
+        &self,
+        pod: &Arc<EnrolledPod>,
+    ) -> conn::http2::SendRequest<BoxBody<Bytes, Infallible>> {
+        let io = TokioIo::new(self.tls_of(pod, "h2").await);
         let (sender, connection) = conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
         tokio::spawn(connection);
         sender
     }
+}
+
+fn enrolled(name: &str, session: &str, cgroup: u64) -> Arc<EnrolledPod> {
+    Arc::new(EnrolledPod {
+        wanted: WantedPod {
+            cgroup: format!("kubepods/pod{cgroup}").into(),
+            name: Arc::from(name),
+            session: session.parse().unwrap(),
+            uid: Some(format!("pod-{cgroup}").into()),
+        },
+        cgroup_id: CgroupId(cgroup),
+        gone: CancellationToken::new(),
+        load: Load::default(),
+    })
 }
 
 /// As a resource where it names a Secret or a CA in itself, as a file says it otherwise.

@@ -31,6 +31,7 @@ pub(crate) fn wanted(cgroup: &str, session: &str) -> WantedPod {
         cgroup: cgroup.into(),
         name: cgroup.into(),
         session: session.parse().unwrap(),
+        uid: None,
     }
 }
 

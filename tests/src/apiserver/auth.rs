@@ -1,5 +1,6 @@
-//! Who a request comes from: bearer tokens in kube-apiserver's `--token-auth-file` form, and anonymous for
-//! those who show none. What the user may do is `rbac`'s; becoming someone else is `impersonation`'s.
+//! Who a request comes from: by a client certificate, a bearer token of kube-apiserver's `--token-auth-file` or of a
+//! service account, and anonymous for those who show neither. What the user may do is `rbac`'s; becoming someone else
+//! is `impersonation`'s.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -8,9 +9,14 @@ use std::{
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::{HeaderMap, header};
+use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 
-use super::status::Status;
+use super::{
+    Shared,
+    service_accounts::{self, ISSUER},
+    status::Status,
+};
 
 /// The user that stands for no credential at all.
 pub const ANONYMOUS: &str = "system:anonymous";
@@ -47,6 +53,15 @@ impl UserInfo {
             groups: vec![UNAUTHENTICATED.to_owned()],
             ..Self::default()
         }
+    }
+
+    /// The same, in the group of everyone who showed a credential.
+    #[must_use]
+    pub fn authenticated(mut self) -> Self {
+        if !self.is_in(AUTHENTICATED) {
+            self.groups.push(AUTHENTICATED.to_owned());
+        }
+        self
     }
 
     /// True if the user is in the group.
@@ -91,7 +106,7 @@ impl FromStr for TokenTable {
             if token.is_empty() {
                 return Err(TokenTableError::Token(number));
             }
-            let mut user = UserInfo {
+            let user = UserInfo {
                 username,
                 uid,
                 groups: columns
@@ -103,10 +118,7 @@ impl FromStr for TokenTable {
                     .collect(),
                 extra: BTreeMap::new(),
             };
-            if !user.is_in(AUTHENTICATED) {
-                user.groups.push(AUTHENTICATED.to_owned());
-            }
-            table.insert(token, user);
+            table.insert(token, user.authenticated());
         }
         Ok(Self(table))
     }
@@ -118,16 +130,63 @@ impl TokenTable {
     pub fn user(&self, token: &str) -> Option<&UserInfo> {
         self.0.get(token)
     }
+}
 
-    /// Who sent these headers: a token's owner, or anonymous when there is no token.
-    ///
-    /// # Errors
-    /// 401 for a token that is nobody's: a bad credential is never taken for none.
-    pub fn authenticate(&self, headers: &HeaderMap) -> Result<UserInfo, Status> {
-        match bearer(headers) {
-            None => Ok(UserInfo::anonymous()),
-            Some(token) => self.user(&token).cloned().ok_or_else(Status::unauthorized),
+/// Who sent a request with these headers on a connection with these certificates: the certificate counts before the
+/// token, and a credential that is nobody's counts for nothing beside one that is somebody's.
+///
+/// # Errors
+/// 401 where there are credentials and none is anybody's: a bad one is never taken for none.
+pub(crate) async fn authenticate(
+    shared: &Shared,
+    chain: &[CertificateDer<'_>],
+    headers: &HeaderMap,
+) -> Result<UserInfo, Status> {
+    let certified = match (&shared.client_cas, chain) {
+        (Some(cas), [_, ..]) => cas.current().await.user(chain),
+        _ => Ok(None),
+    };
+    if let Ok(Some(user)) = certified {
+        return Ok(user.authenticated());
+    }
+    let refused = certified
+        .inspect_err(|error| tracing::debug!(%error, "certificate"))
+        .is_err();
+    match bearer(headers) {
+        Some(token) => {
+            let (user, _) = token_user(shared, &token, &[ISSUER.to_owned()])
+                .await
+                .map_err(|error| {
+                    tracing::debug!(error, "token");
+                    Status::unauthorized()
+                })?;
+            Ok(user)
         }
+        None if refused => Err(Status::unauthorized()),
+        None => Ok(UserInfo::anonymous()),
+    }
+}
+
+/// Whose token it is, and for which of these audiences. A token of the file is for the API server.
+///
+/// # Errors
+/// It is nobody's; in words.
+pub(crate) async fn token_user(
+    shared: &Shared,
+    token: &str,
+    audiences: &[String],
+) -> Result<(UserInfo, Vec<String>), String> {
+    match service_accounts::authenticate(&shared.token_key, &shared.store, token, audiences) {
+        Some(Ok((user, audiences))) => return Ok((user.authenticated(), audiences)),
+        Some(Err(error)) => return Err(format!("[invalid bearer token, {error}]")),
+        None => {}
+    }
+    let tokens = shared.tokens.current().await;
+    match tokens.user(token) {
+        Some(user) if audiences.iter().any(|audience| audience == ISSUER) => {
+            Ok((user.clone(), vec![ISSUER.to_owned()]))
+        }
+        _ => Err("invalid bearer token".to_owned()),
     }
 }
 
@@ -205,24 +264,18 @@ mod tests {
     }
 
     #[rstest]
-    #[case::none(&[], Some(ANONYMOUS))]
-    #[case::known(&[("authorization", "Bearer s3cret")], Some("alice"))]
-    #[case::scheme_in_any_case(&[("authorization", "bEARER s3cret")], Some("alice"))]
-    #[case::unknown(&[("authorization", "Bearer nobody")], None)]
-    #[case::another_scheme(&[("authorization", "Basic czNjcmV0")], Some(ANONYMOUS))]
-    #[case::empty(&[("authorization", "Bearer ")], Some(ANONYMOUS))]
-    #[case::websocket(&[("sec-websocket-protocol", "v4.channel.k8s.io, base64url.bearer.authorization.k8s.io.czNjcmV0")], Some("alice"))]
-    #[case::header_before_websocket(&[("authorization", "Bearer plain"), ("sec-websocket-protocol", "base64url.bearer.authorization.k8s.io.czNjcmV0")], Some("bob"))]
-    fn credentials(#[case] headers: &[(&'static str, &'static str)], #[case] name: Option<&str>) {
-        let table: TokenTable = FILE.parse().unwrap();
+    #[case::none(&[], None)]
+    #[case::bearer(&[("authorization", "Bearer s3cret")], Some("s3cret"))]
+    #[case::scheme_in_any_case(&[("authorization", "bEARER s3cret")], Some("s3cret"))]
+    #[case::another_scheme(&[("authorization", "Basic czNjcmV0")], None)]
+    #[case::empty(&[("authorization", "Bearer ")], None)]
+    #[case::websocket(&[("sec-websocket-protocol", "v4.channel.k8s.io, base64url.bearer.authorization.k8s.io.czNjcmV0")], Some("s3cret"))]
+    #[case::header_before_websocket(&[("authorization", "Bearer plain"), ("sec-websocket-protocol", "base64url.bearer.authorization.k8s.io.czNjcmV0")], Some("plain"))]
+    fn tokens(#[case] headers: &[(&'static str, &'static str)], #[case] token: Option<&str>) {
         let headers = headers
             .iter()
             .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
             .collect::<HeaderMap>();
-        let user = table.authenticate(&headers);
-        assert_eq!(user.as_ref().ok().map(|user| user.username.as_str()), name);
-        if let Err(status) = user {
-            assert_eq!(status.code(), 401);
-        }
+        assert_eq!(bearer(&headers).as_deref(), token);
     }
 }

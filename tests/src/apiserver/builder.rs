@@ -2,25 +2,27 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, atomic::AtomicU64},
     time::Duration,
 };
 
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     auth::TokenTableError,
-    certificates, connection, control,
+    certificates,
+    client_ca::{self, Acceptors},
+    connection, control,
     event::EventType,
     fault::Faults,
     rbac::{Rules, RulesError},
     record::Recorder,
     reload::{ReloadError, Reloaded},
     server::{ApiServer, EffectiveRules, Settings, Shared},
+    service_accounts::{TokenKey, TokenKeyError},
     state_file,
     status::Status,
     store::Store,
@@ -60,6 +62,9 @@ pub enum StartError {
     /// The tokens given by hand are the trouble.
     #[error(transparent)]
     Tokens(#[from] TokenTableError),
+    /// The key to sign tokens is the trouble.
+    #[error(transparent)]
+    TokenKey(#[from] TokenKeyError),
     /// A fixture is the trouble.
     #[error("fixture {0}: {1}")]
     Fixture(PathBuf, String),
@@ -87,6 +92,8 @@ pub struct Builder {
     fixtures: Vec<PathBuf>,
     state: Option<PathBuf>,
     signing: Option<Signing>,
+    client_ca_file: Option<PathBuf>,
+    token_key: Option<PathBuf>,
     settings: Settings,
 }
 
@@ -205,6 +212,21 @@ impl Builder {
         self
     }
 
+    /// Believes client certificates under the CAs in this file, read again when it changes, and publishes them in
+    /// `kube-system/extension-apiserver-authentication`.
+    #[must_use]
+    pub fn client_ca_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.client_ca_file = Some(path.into());
+        self
+    }
+
+    /// Signs service accounts' tokens with the key in this file; without it, with one of its own.
+    #[must_use]
+    pub fn token_key_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.token_key = Some(path.into());
+        self
+    }
+
     /// The settings to begin with.
     #[must_use]
     pub fn settings(mut self, settings: Settings) -> Self {
@@ -243,7 +265,10 @@ impl Builder {
                 .await
                 .map_err(|error| StartError::Write(path.clone(), error))?;
         }
-        let acceptor = TlsAcceptor::from(identity.server_config()?);
+        let client_cas = match &self.client_ca_file {
+            Some(path) => Some(Reloaded::open(path).await?),
+            None => None,
+        };
         let tokens = match &self.token_file {
             Some(path) => Reloaded::open(path).await?,
             None => Reloaded::fixed(self.tokens.parse()?),
@@ -256,6 +281,8 @@ impl Builder {
         let shared = Arc::new(Shared {
             tokens,
             rules,
+            client_cas,
+            token_key: token_key(self.token_key.as_deref())?,
             store: Store::default(),
             recorder: Arc::new(Recorder::new()),
             faults: Faults::default(),
@@ -277,22 +304,20 @@ impl Builder {
                 load_fixture(&shared.store, path).await?;
             }
         }
-        let signer = match self.signing {
-            Some(Signing {
-                certificate,
-                key,
-                longest,
-            }) => Some(certificates::Signer::new(&certificate, &key.0, longest)?),
-            None => None,
-        };
-        if let Some(signer) = signer {
+        if let Some(signing) = self.signing {
+            let signer = certificates::Signer::new(&signing.certificate, &signing.key.0, signing.longest)?;
             tokio::spawn(certificates::run(shared.clone(), signer, shared.stop.clone()));
         }
         if let Some(path) = self.state.clone() {
             tokio::spawn(state_file::keep(shared.clone(), path));
         }
+        let acceptors = Arc::new(Acceptors::new(identity, &shared).await?);
+        client_ca::publish(&shared)
+            .await
+            .map_err(|status| StartError::Fixture("built in".into(), status.to_string()))?;
+        tokio::spawn(client_ca::keep_published(shared.clone()));
         for listener in listeners {
-            tokio::spawn(connection::accept(listener, acceptor.clone(), shared.clone()));
+            tokio::spawn(connection::accept(listener, acceptors.clone(), shared.clone()));
         }
         if let Some(path) = &self.control {
             control::listen(path, &shared)
@@ -306,6 +331,10 @@ impl Builder {
             state: self.state,
         })
     }
+}
+
+fn token_key(path: Option<&Path>) -> Result<TokenKey, TokenKeyError> {
+    path.map_or_else(TokenKey::generate, TokenKey::open)
 }
 
 fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
@@ -330,7 +359,7 @@ fn populate(store: &Store) -> Result<(), Status> {
     Ok(())
 }
 
-async fn load_fixture(store: &Store, path: &std::path::Path) -> Result<(), StartError> {
+async fn load_fixture(store: &Store, path: &Path) -> Result<(), StartError> {
     let failed = |error: String| StartError::Fixture(path.to_owned(), error);
     let text = tokio::fs::read_to_string(path)
         .await

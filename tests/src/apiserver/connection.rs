@@ -15,6 +15,7 @@ use std::{
 use bytes::{Buf, Bytes, BytesMut};
 use hyper::{server::conn::http1, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -24,7 +25,7 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 
-use super::{Shared, record::Origin, serve, sync::lock};
+use super::{Shared, client_ca::Acceptors, record::Origin, serve, sync::lock};
 
 /// What is known of one open connection.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +55,8 @@ pub(crate) struct Connection {
     pub(crate) local: SocketAddr,
     alpn: String,
     server_name: Option<String>,
+    /// What the client showed in the handshake; that it has the key is all that was looked at.
+    pub(crate) chain: Vec<CertificateDer<'static>>,
     streams: AtomicUsize,
     peak: AtomicUsize,
     requests: AtomicU64,
@@ -121,7 +124,7 @@ impl Drop for StreamGuard {
 }
 
 /// Accepts until the server stops.
-pub(crate) async fn accept(listener: TcpListener, tls: TlsAcceptor, shared: Arc<Shared>) {
+pub(crate) async fn accept(listener: TcpListener, acceptors: Arc<Acceptors>, shared: Arc<Shared>) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -136,8 +139,9 @@ pub(crate) async fn accept(listener: TcpListener, tls: TlsAcceptor, shared: Arc<
                 continue;
             }
         };
-        let (tls, shared) = (tls.clone(), shared.clone());
+        let (acceptors, shared) = (acceptors.clone(), shared.clone());
         tokio::spawn(async move {
+            let tls = acceptors.current(&shared).await;
             if let Err(error) = connect(stream, peer, &tls, shared).await {
                 tracing::debug!(%peer, %error, "handshake");
             }
@@ -157,6 +161,12 @@ async fn connect(stream: TcpStream, peer: SocketAddr, tls: &TlsAcceptor, shared:
         local,
         server_name: session.server_name().map(ToOwned::to_owned),
         alpn: String::from_utf8_lossy(&alpn).into_owned(),
+        chain: session
+            .peer_certificates()
+            .unwrap_or_default()
+            .iter()
+            .map(|certificate| certificate.clone().into_owned())
+            .collect(),
         streams: AtomicUsize::new(0),
         peak: AtomicUsize::new(0),
         requests: AtomicU64::new(0),

@@ -16,6 +16,9 @@ mod serve;
 mod record;
 mod fault;
 mod auth;
+mod client_certificates;
+mod service_accounts;
+mod client_ca;
 mod impersonation;
 mod request;
 mod rbac;
@@ -70,6 +73,7 @@ pub use self::{
     reload::ReloadError,
     request::{Attributes, ResourceTarget, Target},
     server::{ApiServer, Settings},
+    service_accounts::{ISSUER, TokenKey, TokenKeyError},
     status::Status,
     tls::{Authority, Identity, TlsError},
 };

@@ -14,6 +14,7 @@ const MAGIC: &[u8] = b"k8s\0";
 #[derive(Debug, Clone, Copy)]
 enum Kind {
     Text,
+    Number,
     /// Base64 in JSON.
     Bytes,
     Message(Fields),
@@ -50,6 +51,12 @@ const CONDITION: Kind = Kind::Message(&[
     (2, "reason", Kind::Text),
     (3, "message", Kind::Text),
     (6, "status", Kind::Text),
+]);
+const OBJECT_REFERENCE: Kind = Kind::Message(&[
+    (1, "kind", Kind::Text),
+    (2, "apiVersion", Kind::Text),
+    (3, "name", Kind::Text),
+    (4, "uid", Kind::Text),
 ]);
 const PATH_ATTRIBUTES: Kind = Kind::Message(&[(1, "path", Kind::Text), (2, "verb", Kind::Text)]);
 
@@ -121,6 +128,18 @@ fn fields(kind: &str) -> Option<Fields> {
                 Kind::Message(&[(1, "token", Kind::Text), (2, "audiences", Kind::List(&Kind::Text))]),
             ),
         ],
+        "TokenRequest" => &[
+            (1, "metadata", METADATA),
+            (
+                2,
+                "spec",
+                Kind::Message(&[
+                    (1, "audiences", Kind::List(&Kind::Text)),
+                    (3, "boundObjectRef", OBJECT_REFERENCE),
+                    (4, "expirationSeconds", Kind::Number),
+                ]),
+            ),
+        ],
         _ => return None,
     })
 }
@@ -153,7 +172,11 @@ fn read(mut bytes: &[u8], fields: Fields) -> Option<Value> {
         let number = u32::try_from(tag >> 3).ok()?;
         let content = match tag & 7 {
             0 => {
-                varint(&mut bytes)?;
+                let value = varint(&mut bytes)?;
+                let field = fields.iter().find(|(own, ..)| *own == number);
+                if let Some((_, name, Kind::Number)) = field {
+                    object.insert((*name).to_owned(), json!(value.cast_signed()));
+                }
                 continue;
             }
             1 => {
@@ -202,7 +225,7 @@ fn single(content: &[u8], kind: &Kind) -> Option<Value> {
         Kind::Text => json!(std::str::from_utf8(content).ok()?),
         Kind::Bytes => json!(STANDARD.encode(content)),
         Kind::Message(fields) => read(content, fields)?,
-        Kind::MapOf(_) | Kind::List(_) => return None,
+        Kind::Number | Kind::MapOf(_) | Kind::List(_) => return None,
     })
 }
 
@@ -273,6 +296,23 @@ mod tests {
                 "kind": "CertificateSigningRequest",
                 "metadata": {"name": "one", "resourceVersion": "7"},
                 "status": {"conditions": [{"type": "Approved", "status": "True"}]},
+            }))
+        );
+    }
+
+    #[test]
+    fn a_request_for_a_token_is_read() {
+        let pod = [field(1, b"Pod"), field(2, b"v1"), field(3, b"own"), field(4, b"")].concat();
+        let spec = [field(1, b"a"), field(1, b"b"), field(3, &pod), vec![4 << 3, 0xd8, 0x04]].concat();
+        assert_eq!(
+            decode(&message("authentication.k8s.io/v1", "TokenRequest", &field(2, &spec))),
+            Some(json!({
+                "apiVersion": "authentication.k8s.io/v1",
+                "kind": "TokenRequest",
+                "spec": {
+                    "audiences": ["a", "b"], "expirationSeconds": 600,
+                    "boundObjectRef": {"kind": "Pod", "apiVersion": "v1", "name": "own"},
+                },
             }))
         );
     }

@@ -130,7 +130,14 @@ pub(crate) static RESOURCES: &[Resource] = &[
         ..core("pods", "pod", "Pod", &["po"], true)
     },
     core("secrets", "secret", "Secret", &[], true),
-    core("serviceaccounts", "serviceaccount", "ServiceAccount", &["sa"], true),
+    Resource {
+        subresources: &[Subresource {
+            name: "token",
+            kind: "TokenRequest",
+            verbs: &["create"],
+        }],
+        ..core("serviceaccounts", "serviceaccount", "ServiceAccount", &["sa"], true)
+    },
     core("services", "service", "Service", &["svc"], true),
     Resource {
         group: "apiextensions.k8s.io",

@@ -5,11 +5,13 @@ use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::{
-    auth::UserInfo,
+    auth::{self, UserInfo},
     body::Body,
+    cause::Cause,
     rbac::Rules,
     request::{Attributes, ResourceTarget, Target},
     serve::Call,
+    service_accounts::ISSUER,
     status::{Status, json_response},
     store::now,
 };
@@ -47,9 +49,18 @@ pub(crate) async fn serve(mut call: Call, review: Review) -> Result<Response<Bod
         }
         Review::Token => {
             let token = object["spec"]["token"].as_str().unwrap_or_default();
-            match call.shared.tokens.current().await.user(token) {
-                Some(user) => json!({"authenticated": true, "user": user}),
-                None => json!({"authenticated": false, "error": "invalid bearer token"}),
+            if token.is_empty() {
+                return Err(Status::bad_request(
+                    "token is required for TokenReview in authentication",
+                ));
+            }
+            let mut audiences: Vec<String> = list(&object["spec"]["audiences"])?;
+            if audiences.is_empty() {
+                audiences.push(ISSUER.to_owned());
+            }
+            match auth::token_user(&call.shared, token, &audiences).await {
+                Ok((user, audiences)) => json!({"authenticated": true, "user": user, "audiences": audiences}),
+                Err(error) => json!({"user": {}, "error": error}),
             }
         }
         Review::SelfSubjectAccess => {
@@ -59,15 +70,29 @@ pub(crate) async fn serve(mut call: Call, review: Review) -> Result<Response<Bod
         Review::SubjectAccess => {
             let rules = call.shared.rules.current().await;
             let spec = &object["spec"];
-            let user: UserInfo = serde_json::from_value(json!({
-                "username": spec["user"].as_str().unwrap_or_default(),
-                "groups": spec["groups"].as_array().cloned().unwrap_or_default(),
-            }))
-            .map_err(|error| Status::bad_request(error.to_string()))?;
+            let text = |field: &str| spec[field].as_str().unwrap_or_default().to_owned();
+            let user = UserInfo {
+                username: text("user"),
+                uid: text("uid"),
+                groups: list(&spec["groups"])?,
+                extra: serde_json::from_value(spec.get("extra").cloned().unwrap_or_else(|| json!({})))
+                    .map_err(|error| Status::bad_request(error.to_string()))?,
+            };
+            if user.username.is_empty() && user.groups.is_empty() {
+                let cause = Cause::invalid("spec.user", "\"\"", "at least one of user or group must be specified");
+                // kube-apiserver leaves the kind out of this one.
+                return Err(Status::invalid_object("authorization.k8s.io", "", "", &[cause]));
+            }
             verdict(&rules, &user, spec)?
         }
     };
     Ok(json_response(StatusCode::CREATED, &object))
+}
+
+/// A list of texts; none where it isn't given.
+fn list(value: &Value) -> Result<Vec<String>, Status> {
+    let given = Some(value).filter(|value| !value.is_null()).cloned();
+    serde_json::from_value(given.unwrap_or_else(|| json!([]))).map_err(|error| Status::bad_request(error.to_string()))
 }
 
 fn verdict(rules: &Rules, user: &UserInfo, spec: &Value) -> Result<Value, Status> {

@@ -13,7 +13,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::{
     Shared,
-    auth::UserInfo,
+    auth::{self, UserInfo},
     body::{self, Body, BoxError},
     connection::Connection,
     discovery,
@@ -21,7 +21,7 @@ use super::{
     impersonation, logs, openapi, probe, protobuf,
     record::{Record, RequestBody, ResponseBody},
     request::{Attributes, Query, ResourceTarget, Target},
-    rest, reviews,
+    rest, reviews, service_accounts,
     status::{Status, json_response},
     streams,
 };
@@ -185,9 +185,8 @@ struct Arrived {
 
 impl Arrived {
     async fn filter_and_dispatch(mut self, record: &Record) -> Result<Response<Body>, Status> {
-        let tokens = self.shared.tokens.current().await;
         let rules = self.shared.rules.current().await;
-        let requestor = tokens.authenticate(&self.parts.headers)?;
+        let requestor = auth::authenticate(&self.shared, &self.connection.chain, &self.parts.headers).await?;
         record.identity(&requestor, None);
         let impersonated = impersonation::impersonate(&self.parts.headers, &requestor, &rules)?;
         impersonation::strip(&mut self.parts.headers);
@@ -249,6 +248,7 @@ async fn serve_resource(call: Call, verb: &str, target: ResourceTarget) -> Resul
         .find(&target.group, &target.version, &target.resource)
         .ok_or_else(Status::no_such_path)?;
     match (resource.plural, target.subresource.as_str(), verb) {
+        ("serviceaccounts", "token", "create") => service_accounts::request(call, &target).await,
         ("pods", "log", "get") => logs::serve(&call, &target),
         ("pods", "exec" | "attach" | "portforward", "get" | "create") => streams::serve(call, &target),
         (_, "", _) => rest::serve(call, resource, verb, target).await,

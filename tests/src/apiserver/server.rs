@@ -15,12 +15,14 @@ use super::{
     auth::TokenTable,
     builder::Builder,
     client::Control,
+    client_certificates::ClientCas,
     connection::Connection,
     fault::Faults,
     rbac::{Rules, RulesError},
     record::Recorder,
     reload::Reloaded,
     resources::Resource,
+    service_accounts::TokenKey,
     store::Store,
     sync::lock,
 };
@@ -54,6 +56,8 @@ impl Default for Settings {
 pub(crate) struct Shared {
     pub(crate) tokens: Reloaded<TokenTable>,
     pub(crate) rules: Reloaded<EffectiveRules>,
+    pub(crate) client_cas: Option<Reloaded<ClientCas>>,
+    pub(crate) token_key: TokenKey,
     pub(crate) store: Store,
     pub(crate) recorder: Arc<Recorder>,
     pub(crate) faults: Faults,

@@ -59,6 +59,12 @@ struct Arguments {
     /// How many seconds what it signs lasts at most.
     #[arg(long, value_name = "SECONDS", default_value_t = 365 * 24 * 3600)]
     cluster_signing_duration: u64,
+    /// Believe client certificates under the CAs in this file, and publish them. Re-read when it changes.
+    #[arg(long, value_name = "PATH")]
+    client_ca_file: Option<PathBuf>,
+    /// The key that signs service accounts' tokens; without it, one is made.
+    #[arg(long, value_name = "PATH")]
+    service_account_signing_key_file: Option<PathBuf>,
     /// Concurrent streams allowed on an HTTP/2 connection.
     #[arg(long, value_name = "N", default_value_t = Settings::default().max_streams)]
     max_streams: u32,
@@ -124,6 +130,12 @@ async fn start(arguments: Arguments) -> anyhow::Result<ApiServer> {
     }
     if let Some(path) = arguments.token_auth_file {
         builder = builder.token_file(path);
+    }
+    if let Some(path) = arguments.client_ca_file {
+        builder = builder.client_ca_file(path);
+    }
+    if let Some(path) = arguments.service_account_signing_key_file {
+        builder = builder.token_key_file(path);
     }
     if let Some(path) = arguments.rules {
         builder = builder.rules_file(path);

@@ -63,6 +63,7 @@ pub struct AgentOptions {
     env: BTreeMap<String, String>,
     ca_file: Option<PathBuf>,
     arguments: Vec<String>,
+    capabilities: Option<Vec<String>>,
 }
 
 impl Default for AgentOptions {
@@ -82,6 +83,7 @@ impl Default for AgentOptions {
             env: env.map(|(name, value)| (name.to_owned(), value)).into(),
             ca_file: None,
             arguments: Vec::new(),
+            capabilities: None,
         }
     }
 }
@@ -155,6 +157,13 @@ impl AgentOptions {
     #[must_use]
     pub fn ca_file(mut self, file: &Path) -> Self {
         self.ca_file = Some(file.to_owned());
+        self
+    }
+
+    /// Grants it these capabilities, named as in a container's securityContext, and no others: as a container's root.
+    #[must_use]
+    pub fn capabilities(mut self, names: &[String]) -> Self {
+        self.capabilities = Some(names.to_vec());
         self
     }
 
@@ -422,9 +431,17 @@ impl Drop for Agent {
 }
 
 fn understudy(node: &Node, options: &AgentOptions) -> Result<Command> {
-    let command = node
-        .command(binaries::understudy()?)?
-        .env("RUST_LOG", &options.log_level);
+    let command = match &options.capabilities {
+        None => node.command(binaries::understudy()?)?,
+        Some(names) => {
+            let granted: String = names.iter().map(|name| format!(",+{}", name.to_lowercase())).collect();
+            node.command("setpriv")?
+                .args(["--inh-caps=-all", "--no-new-privs"])
+                .arg(format!("--bounding-set=-all{granted}"))
+                .arg(binaries::understudy()?)
+        }
+    };
+    let command = command.env("RUST_LOG", &options.log_level);
     Ok(options
         .env
         .iter()

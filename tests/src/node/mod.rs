@@ -37,7 +37,7 @@ pub use layout::{Layout, Qos};
 pub use light::{LightPod, LightPods};
 pub use metrics::Metrics;
 pub use network::Family;
-pub use pki::{CertificateAuthority, Identity};
+pub use pki::{CertificateAuthority, Client, Identity};
 pub use pod::{Pod, PreparedPod};
 pub use pod_spec::{NODE_NAME, PodSpec, SESSION_LABEL};
 pub use session::{Session, SessionsDir};

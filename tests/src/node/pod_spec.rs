@@ -25,6 +25,7 @@ pub struct PodSpec {
     pub(crate) family: Family,
     pub(crate) host_network: bool,
     pub(crate) token: Option<String>,
+    pub(crate) account: Option<String>,
 }
 
 impl PodSpec {
@@ -43,6 +44,7 @@ impl PodSpec {
             family: Family::V4,
             host_network: false,
             token: None,
+            account: None,
         }
     }
 
@@ -115,6 +117,14 @@ impl PodSpec {
         self
     }
 
+    /// Runs under that service account of its namespace, as its object says; a token of its own comes by
+    /// [`PodSpec::token`].
+    #[must_use]
+    pub fn account(mut self, account: &str) -> Self {
+        self.account = Some(account.to_owned());
+        self
+    }
+
     /// The UID that the API server gave it, or that was said.
     #[must_use]
     pub fn given_uid(&self) -> Option<Uuid> {
@@ -135,7 +145,7 @@ impl PodSpec {
             Qos::Burstable => json!({"requests": {"cpu": "10m"}}),
             Qos::BestEffort => json!({}),
         };
-        json!({
+        let mut object = json!({
             "apiVersion": "v1",
             "kind": "Pod",
             "metadata": {"namespace": self.namespace, "name": self.name, "labels": self.labels},
@@ -144,6 +154,10 @@ impl PodSpec {
                 "hostNetwork": self.host_network,
                 "containers": [{"name": "main", "image": "registry.example/pod:1", "resources": resources}],
             },
-        })
+        });
+        if let Some(account) = &self.account {
+            object["spec"]["serviceAccountName"] = json!(account);
+        }
+        object
     }
 }

@@ -5,6 +5,7 @@ mod addresses;
 mod away;
 mod clients;
 mod cluster;
+mod confined;
 mod definition;
 mod hold;
 mod load;

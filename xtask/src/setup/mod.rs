@@ -6,6 +6,7 @@
 mod apt;
 mod clients;
 mod ebpf;
+mod fuzzer;
 mod linters;
 mod machine;
 
@@ -14,6 +15,7 @@ use anyhow::Result;
 pub(crate) use apt::update as update_packages;
 pub(crate) use clients::{Clients, clients, helm};
 pub(crate) use ebpf::{Toolchain, ebpf};
+pub(crate) use fuzzer::{Fuzzer, fuzzer};
 pub(crate) use linters::{cargo_deny, ebpf_clippy, linters};
 pub(crate) use machine::{depmod, virtual_machine};
 

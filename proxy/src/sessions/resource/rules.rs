@@ -11,6 +11,7 @@ const CARRIED: &str = r"^[^\p{Z}\p{Cc}]([^\p{Cc}]*[^\p{Z}\p{Cc}])?$";
 const LABEL: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
 const SUBDOMAIN: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
 const GATEWAY: &str = "(has(self.authMethod) && self.authMethod == 'gateway-kubernetes-auth')";
+const CALLER: &str = "(has(self.authMethod) && self.authMethod == 'caller-identity')";
 const SERVICE_ACCOUNT: &str = "(has(self.__namespace__) || has(self.serviceAccountName))";
 const OF_USER: &str =
     "((has(self.groups) && size(self.groups) > 0) || has(self.uid) || (has(self.extra) && size(self.extra) > 0))";
@@ -41,20 +42,24 @@ pub(super) fn spec() -> Value {
             "authMethod gateway-kubernetes-auth needs impersonate",
         ),
         (
-            format!("!has(self.tokenSecretRef) || !{GATEWAY}"),
-            "tokenSecretRef doesn't go with authMethod gateway-kubernetes-auth",
+            format!("!has(self.tokenSecretRef) || !({GATEWAY} || {CALLER})"),
+            "tokenSecretRef doesn't go with authMethod gateway-kubernetes-auth or caller-identity",
         ),
         (
-            format!("has(self.tokenSecretRef) || {GATEWAY}"),
+            format!("has(self.tokenSecretRef) || {GATEWAY} || {CALLER}"),
             "authMethod service-account-token (also when empty) needs tokenSecretRef",
         ),
         (
-            format!("!has(self.server) || !{GATEWAY}"),
-            "server doesn't go with authMethod gateway-kubernetes-auth: the agent's token goes to the cluster's API server only",
+            format!("!has(self.server) || !({GATEWAY} || {CALLER})"),
+            "server doesn't go with authMethod gateway-kubernetes-auth or caller-identity: the agent's token goes to the cluster's API server only",
         ),
         (
-            format!("!has(self.tellSession) || !self.tellSession || {GATEWAY}"),
-            "tellSession goes with authMethod gateway-kubernetes-auth only",
+            format!("!has(self.tellSession) || !self.tellSession || {GATEWAY} || {CALLER}"),
+            "tellSession goes with authMethod gateway-kubernetes-auth or caller-identity only",
+        ),
+        (
+            format!("!has(self.callerIdentity) || {CALLER}"),
+            "callerIdentity goes with authMethod caller-identity only",
         ),
         (
             "!has(self.ttl) || !has(self.expiresAt)".to_owned(),
@@ -99,6 +104,17 @@ pub(super) fn ca_bundle() -> Value {
         "self.contains('-----BEGIN CERTIFICATE-----')".to_owned(),
         "must hold certificates in PEM form",
     )])
+}
+
+pub(super) fn signer_ca() -> Value {
+    rules(&[(
+        "self.contains('-----BEGIN CERTIFICATE-----')".to_owned(),
+        "must hold CA certificates in PEM form",
+    )])
+}
+
+pub(super) fn audiences() -> Value {
+    rules(&[("self.all(one, one != '')".to_owned(), "must not hold an empty audience")])
 }
 
 pub(super) fn namespace() -> Value {
@@ -168,8 +184,8 @@ pub(super) fn extra(_: &mut SchemaGenerator) -> Schema {
             "must hold keys in lower case only: the API server lower-cases them",
         ),
         (
-            "!('session.understudy.dev' in self)".to_owned(),
-            "must not hold session.understudy.dev, which is the agent's own: use tellSession",
+            "self.all(key, !key.matches(r'(^|[./])understudy[.]dev(/|$)'))".to_owned(),
+            "must not hold keys of understudy.dev, which are the agent's own: tellSession has the session's set",
         ),
         (
             values,

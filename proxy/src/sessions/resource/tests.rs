@@ -137,7 +137,12 @@ fn the_schema_is_of_the_shape_that_the_agents_write() {
         );
     }
     let methods = &schema()["properties"]["spec"]["properties"]["authMethod"]["enum"];
-    for method in ["", "service-account-token", "gateway-kubernetes-auth"] {
+    for method in [
+        "",
+        "service-account-token",
+        "gateway-kubernetes-auth",
+        "caller-identity",
+    ] {
         assert!(methods.as_array().unwrap().contains(&json!(method)), "{methods}");
     }
 }

@@ -8,8 +8,13 @@ use tokio::time::advance;
 
 use super::*;
 use crate::{
+    limits::Limits,
     sessions::spec::Policy,
-    upstream::{pool::DialCounts, roots::Roots, target::Target},
+    upstream::{
+        pool::{Bounds, DialCounts},
+        roots::Roots,
+        target::Target,
+    },
 };
 
 struct Outfit;
@@ -18,11 +23,20 @@ impl Outfitter for Outfit {
     fn upstream(&self, _: &SessionSpec) -> Upstream {
         let roots = Roots::in_file("/nonexistent".into(), Counter::default());
         let target = Target::parse("https://127.0.0.1:1", None).unwrap();
-        Upstream::new(target, roots, Arc::new(DialCounts::default()))
+        Upstream::new(
+            target,
+            roots,
+            Arc::new(DialCounts::default()),
+            Bounds::from(&Limits::default()),
+        )
     }
 
     fn own_token(&self) -> Credential {
         Credential::Inline("agent-token".parse().unwrap())
+    }
+
+    fn prover(&self, _: &SessionSpec) -> Arc<Prover> {
+        unreachable!("no session here asks its callers for proof")
     }
 
     async fn token_file(&self, _: &Path) -> Credential {

@@ -13,6 +13,7 @@ mod test_program;
 use std::{fs, path::PathBuf};
 
 use anyhow::{Context as _, Result, bail};
+use rcgen::KeyPair;
 
 pub use self::{
     options::{ServerOptions, TestServerOptions},
@@ -205,5 +206,9 @@ fn write_credentials(node: &Node) -> Result<()> {
     fs::write(files.join("tokens.csv"), node.accounts().token_file())?;
     fs::write(files.join("ca.crt"), node.cluster_ca().certificate())?;
     fs::write(files.join("ca.key"), node.cluster_ca().key())?;
+    fs::write(files.join("client-ca.crt"), node.cluster_ca().certificate())?;
+    let key = KeyPair::generate()?;
+    fs::write(files.join("sa.key"), key.serialize_pem())?;
+    fs::write(files.join("sa.pub"), key.public_key_pem())?;
     Ok(())
 }

@@ -1,13 +1,18 @@
 //! The cluster's objects in a test's hands: made, read, changed and deleted by the administrator's kubectl, beside the
 //! API server and past the agent.
 
+use std::path::PathBuf;
+
 use anyhow::{Context as _, Result, bail};
 use futures_util::future::try_join_all;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::ApiServer;
-use crate::node::{PodSpec, Session, binaries, eventually};
+use crate::{
+    apiserver::TokenKey,
+    node::{PodSpec, Session, binaries, eventually},
+};
 
 /// How many objects one kubectl is given: it sends them one after the other, and no faster than its own limit.
 const BATCH: usize = 125;
@@ -213,6 +218,44 @@ impl ApiServer {
     /// The server refuses.
     pub async fn delete_pod(&self, pod: &PodSpec) -> Result<()> {
         self.delete("pods", &pod.namespace, &pod.name).await
+    }
+
+    /// A service account's token for these audiences, or the API server itself where there are none, bound to the pod
+    /// that is named, which must run under that account.
+    ///
+    /// # Errors
+    /// The server refuses.
+    pub async fn account_token(
+        &self,
+        namespace: &str,
+        account: &str,
+        audiences: &[&str],
+        pod: Option<&str>,
+    ) -> Result<String> {
+        let mut command = self.admin(["create", "token", account, "--namespace", namespace])?;
+        for audience in audiences {
+            command = command.args(["--audience", audience]);
+        }
+        if let Some(pod) = pod {
+            command = command.args(["--bound-object-kind=Pod", "--bound-object-name", pod]);
+        }
+        Ok(command.stdout().await?.trim().to_owned())
+    }
+
+    /// A token of these claims, signed by the key that signs the service accounts' own.
+    ///
+    /// # Errors
+    /// The key can't be used.
+    pub fn sign_token(&self, claims: &Value) -> Result<String> {
+        let key = TokenKey::open(&super::files(&self.node).join("sa.key"))?;
+        Ok(key.sign(claims)?)
+    }
+
+    /// Where the CAs of client certificates are, in PEM: the cluster's own to begin with. The server takes it on when
+    /// it changes.
+    #[must_use]
+    pub fn client_ca_file(&self) -> PathBuf {
+        super::files(&self.node).join("client-ca.crt")
     }
 
     async fn send(&self, arguments: &[&str], object: &Value) -> Result<Value> {

@@ -2,13 +2,13 @@
 //! its audit log.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result};
-use rcgen::KeyPair;
 use serde::Deserialize;
 use tokio::process::Child;
 
@@ -45,9 +45,6 @@ impl RealServer {
     pub(super) fn launch(node: &Node, assets: &Path, options: &ServerOptions) -> Result<Self> {
         let files = files(node);
         write_credentials(node)?;
-        let key = KeyPair::generate()?;
-        fs::write(files.join("sa.key"), key.serialize_pem())?;
-        fs::write(files.join("sa.pub"), key.public_key_pem())?;
         fs::write(files.join("audit-policy.yaml"), AUDIT_POLICY)?;
 
         let etcd = node.control_plane_command(assets.join("etcd"))?.args([
@@ -149,6 +146,7 @@ fn serve(node: &Node, assets: &Path, options: &ServerOptions) -> Result<Child> {
         format!("--tls-cert-file={}", file("tls.crt")),
         format!("--tls-private-key-file={}", file("tls.key")),
         format!("--token-auth-file={}", file("tokens.csv")),
+        format!("--client-ca-file={}", file("client-ca.crt")),
         "--authorization-mode=RBAC".to_owned(),
         "--service-account-issuer=https://kubernetes.default.svc.cluster.local".to_owned(),
         format!("--service-account-key-file={}", file("sa.pub")),
@@ -208,7 +206,11 @@ struct User {
     #[serde(default)]
     username: String,
     #[serde(default)]
+    uid: String,
+    #[serde(default)]
     groups: Vec<String>,
+    #[serde(default)]
+    extra: BTreeMap<String, Vec<String>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -235,7 +237,9 @@ impl From<Event> for SeenRequest {
             method: method.to_ascii_uppercase(),
             uri: event.request_uri,
             user: user.username,
+            uid: user.uid,
             groups: user.groups,
+            extra: user.extra,
             impersonator,
             from: event.source_ips.first().and_then(|ip| ip.parse().ok()),
             code: event.response_status.and_then(|status| status.code),

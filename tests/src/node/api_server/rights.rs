@@ -1,10 +1,12 @@
 //! What the agent may do: what `deploy` grants to it, read from there, so that a right that is missing there is missed
 //! in the box. Names are the only difference: the agent's account is the scene's own.
 
+use std::fs;
+
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
-use super::ServerOptions;
+use super::{ApiServer, Kind, ServerOptions, files};
 use crate::node::{AGENT_NAMESPACE, Trust};
 
 /// In every way of trust.
@@ -60,6 +62,42 @@ fn role_everywhere(name: &str, rule: &Value) -> [Value; 2] {
     ]
 }
 
+impl ApiServer {
+    /// Grants a user, by name, these rules of a cluster role, beside what they may do already. They are in force a
+    /// moment later.
+    ///
+    /// # Errors
+    /// The server refuses.
+    pub async fn grant(&self, user: &str, rules: &Value) -> Result<()> {
+        let rbac = "rbac.authorization.k8s.io";
+        let version = format!("{rbac}/v1");
+        let name = format!("understudy-granted-to-{user}");
+        let objects = [
+            json!({"apiVersion": version, "kind": "ClusterRole", "metadata": {"name": name}, "rules": rules}),
+            json!({
+                "apiVersion": version, "kind": "ClusterRoleBinding", "metadata": {"name": name},
+                "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": name},
+                "subjects": [{"apiGroup": rbac, "kind": "User", "name": user}],
+            }),
+        ];
+        match &self.kind {
+            Kind::Real(_) => {
+                for object in &objects {
+                    self.apply(object).await?;
+                }
+            }
+            Kind::Test(_) => {
+                let path = files(&self.node).join("rules.yaml");
+                let mut file: Value = serde_json::from_slice(&fs::read(&path)?)?;
+                let all = file["rules"].as_array_mut().context("the rules are a list")?;
+                all.extend(as_rules(&objects)?);
+                fs::write(&path, file.to_string())?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Takes out what an operator may keep for themselves.
 fn withhold_approval(object: &mut Value) {
     if let Some(rules) = object.get_mut("rules").and_then(Value::as_array_mut) {
@@ -80,7 +118,7 @@ fn rename(object: &mut Value) {
     }
 }
 
-/// The same, in the terms of the test program's rules: each binding's rules, for its accounts, in its namespace.
+/// The same, in the terms of the test program's rules: each binding's rules, for its subjects, in its namespace.
 pub(super) fn as_rules(objects: &[Value]) -> Result<Vec<Value>> {
     let mut rules = Vec::new();
     for binding in objects.iter().filter(|object| object["subjects"].is_array()) {
@@ -91,15 +129,17 @@ pub(super) fn as_rules(objects: &[Value]) -> Result<Vec<Value>> {
                 && (role["kind"] == "ClusterRole" || object["metadata"]["namespace"] == *namespace)
         });
         let role = role.with_context(|| format!("a role that isn't there: {binding}"))?;
-        let accounts = binding["subjects"].as_array().into_iter().flatten();
-        let accounts: Vec<String> = accounts
-            .map(|account| {
-                let of = |field: &str| account[field].as_str().unwrap_or_default();
-                format!("{}/{}", of("namespace"), of("name"))
-            })
-            .collect();
+        let (mut users, mut accounts) = (Vec::new(), Vec::new());
+        for subject in binding["subjects"].as_array().into_iter().flatten() {
+            let of = |field: &str| subject[field].as_str().unwrap_or_default();
+            match of("kind") {
+                "User" => users.push(of("name").to_owned()),
+                _ => accounts.push(format!("{}/{}", of("namespace"), of("name"))),
+            }
+        }
         for rule in role["rules"].as_array().into_iter().flatten() {
             rules.push(json!({
+                "users": users,
                 "serviceAccounts": accounts,
                 "namespaces": namespace.as_str().into_iter().collect::<Vec<_>>(),
                 "apiGroups": texts(&rule["apiGroups"]),

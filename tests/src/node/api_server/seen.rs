@@ -1,6 +1,6 @@
 //! What an API server saw of a request, as far as tests compare it.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 /// One request, as the API server took it.
 #[derive(Debug, Clone)]
@@ -11,8 +11,12 @@ pub struct SeenRequest {
     pub uri: String,
     /// Who it was served as; empty where authentication failed.
     pub user: String,
+    /// That user's UID; empty if there is none.
+    pub uid: String,
     /// That user's groups.
     pub groups: Vec<String>,
+    /// That user's extra.
+    pub extra: BTreeMap<String, Vec<String>>,
     /// Who impersonated that user.
     pub impersonator: Option<String>,
     /// Where the connection came from.

@@ -68,6 +68,8 @@ fn spawn(node: &Node, options: &ServerOptions) -> Result<Child> {
         ("--tls-key", "tls.key"),
         ("--token-auth-file", "tokens.csv"),
         ("--rules", "rules.yaml"),
+        ("--client-ca-file", "client-ca.crt"),
+        ("--service-account-signing-key-file", "sa.key"),
         ("--cluster-signing-cert-file", "ca.crt"),
         ("--cluster-signing-key-file", "ca.key"),
     ] {
@@ -94,7 +96,9 @@ impl From<Recorded> for SeenRequest {
             method: recorded.method,
             uri: recorded.uri,
             user: user.username,
+            uid: user.uid,
             groups: user.groups,
+            extra: user.extra,
             impersonator: recorded.impersonator.map(|user| user.username),
             from: Some(recorded.peer.ip()),
             code: recorded.code,

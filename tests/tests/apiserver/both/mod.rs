@@ -3,6 +3,7 @@
 
 mod apply;
 mod certificates;
+mod credentials;
 mod custom;
 mod lists;
 mod objects;
@@ -97,6 +98,19 @@ impl Box {
         content_type: &str,
         body: Option<&Value>,
     ) -> Result<Answer> {
+        let token = ["--header".to_owned(), format!("Authorization: Bearer {token}")];
+        self.ask_with(&token, method, path, content_type, body).await
+    }
+
+    /// Shows what these arguments of curl say, and nothing else.
+    async fn ask_with(
+        &self,
+        credentials: &[String],
+        method: &str,
+        path: &str,
+        content_type: &str,
+        body: Option<&Value>,
+    ) -> Result<Answer> {
         let curl = binaries::on_path("curl").context("curl is not on PATH: apt-get install curl")?;
         let mut command = self
             .node
@@ -105,7 +119,7 @@ impl Box {
             .args(["--write-out", "\n%{http_code}"])
             .arg("--cacert")
             .arg(self.node.cluster_ca_file())
-            .args(["--header", &format!("Authorization: Bearer {token}")])
+            .args(credentials)
             .args(["--header", &format!("Content-Type: {content_type}")]);
         if let Some(body) = body {
             command = command.args(["--data-binary", "@-"]).stdin(body.to_string());

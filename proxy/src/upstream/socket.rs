@@ -1,0 +1,95 @@
+//! A connection upstream as one of those that its session may have: its place is given back when it is closed, whatever
+//! it was used for.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::Weak,
+    task::{Context, Poll},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    sync::OwnedSemaphorePermit,
+};
+use tokio_rustls::client::TlsStream;
+
+use super::pool::Shared;
+
+/// A place among the connections that a session may have.
+#[derive(Debug)]
+pub(super) struct Permit {
+    /// None while it is being given back.
+    permit: Option<OwnedSemaphorePermit>,
+    home: Weak<Shared>,
+}
+
+impl Permit {
+    pub(super) fn new(permit: OwnedSemaphorePermit, home: Weak<Shared>) -> Self {
+        Self {
+            permit: Some(permit),
+            home,
+        }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        // Given back first: whoever hears of it finds it.
+        self.permit = None;
+        if let Some(home) = self.home.upgrade() {
+            home.connection_closed();
+        }
+    }
+}
+
+/// A verified connection and its place.
+#[derive(Debug)]
+pub(super) struct Socket {
+    io: TlsStream<TcpStream>,
+    _permit: Permit,
+}
+
+impl Socket {
+    pub(super) fn new(io: TlsStream<TcpStream>, permit: Permit) -> Self {
+        Self { io, _permit: permit }
+    }
+
+    /// Whether both sides have settled on HTTP/2.
+    pub(super) fn is_http2(&self) -> bool {
+        self.io.get_ref().1.alpn_protocol() == Some(b"h2")
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
