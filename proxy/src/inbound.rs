@@ -1,9 +1,10 @@
 //! Connections from pods: from the first byte to the last request.
 //!
-//! The kernel has vouched for who dialled before anything here runs. [`tls`] terminates TLS, [`http`] serves
-//! HTTP/1.1 and HTTP/2 over it; requests go to [`crate::forward`].
+//! The kernel has vouched for who dialled before anything here runs. [`tls`] terminates TLS, [`screen`] keeps what isn't
+//! strictly HTTP/1 from the parser, [`http`] serves HTTP/1.1 and HTTP/2; requests go to [`crate::forward`].
 
 mod http;
+mod screen;
 mod tls;
 
 use std::{sync::Arc, time::Duration};
@@ -19,7 +20,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     caller::x509::Certificate,
     forward::{Forwarder, Origin},
-    limits::{Limits, descriptors, load::Place},
+    limits::{Limits, load::Place},
     metrics::{Limit, Metrics},
     pod::{EnrolledPod, Inbound, SessionId},
     sessions::store::SessionLookup,
@@ -77,9 +78,6 @@ impl Server {
     }
 
     fn admit(&self, accepted: &Inbound) -> Result<Place, Limit> {
-        if descriptors::is_reserved(&accepted.stream) {
-            return Err(Limit::OpenFiles);
-        }
         let pressure = &self.forwarder.pressure;
         if pressure.refuses(&accepted.pod) {
             return Err(Limit::Memory);

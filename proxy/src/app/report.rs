@@ -93,7 +93,7 @@ pub(super) fn register_kernel(registry: &mut Registry, kernel: Arc<Kernel>, enro
     register_counts(
         registry,
         "inbound_refusals",
-        "Connections to the listeners that were closed because the kernel didn't vouch for them, by reason",
+        "Connections to the listeners that were closed because the kernel didn't vouch for them, or for want of descriptors",
         "reason",
         move || refusals.iter().collect(),
     );

@@ -134,7 +134,7 @@ pub enum Limit {
     UpstreamConnections,
     /// As many audit events wait as may, and a request waited for room in vain.
     AuditBacklog,
-    /// The process has no file descriptor left.
+    /// The process has no file descriptor left for a connection upstream.
     OpenFiles,
     /// The agent's memory is nearly used up.
     Memory,

@@ -7,6 +7,7 @@ mod clients;
 mod cluster;
 mod confined;
 mod definition;
+mod faults;
 mod hold;
 mod load;
 mod node_in_a_box;
