@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     audit::Audit,
-    body::{RequestBody, ResponseBody},
+    body::{RequestBody, ResponseBody, pace::Pace},
     caller::{Shown, x509::Certificate},
     clock::Clock,
     exchange::{Exchange, Opening},
@@ -199,7 +199,7 @@ impl Forwarder {
         if let Some(upgrade) = &upgrade {
             upgrade.ask(&mut head.headers);
         }
-        let body = RequestBody::new(body, Arc::clone(exchange), &session.ended);
+        let body = RequestBody::new(body, Arc::clone(exchange), &session.ended, Pace::of(&self.limits));
         let request = Request::from_parts(head, body);
 
         let answered = async {
@@ -212,9 +212,7 @@ impl Forwarder {
             biased;
             () = session.ended.cancelled() => Err(session.refusal()),
             // Why there is no answer is the client's doing, and it may still read.
-            answered = answered => answered.map_err(|refusal| {
-                if exchange.is_broken_off() { Refusal::BadRequest } else { refusal }
-            }),
+            answered = answered => answered.map_err(|refusal| exchange.broken_off().unwrap_or(refusal)),
         }
     }
 

@@ -16,7 +16,7 @@ const REST: usize = 90_000;
 /// How many connections there are at a time.
 const AT_ONCE: usize = 64;
 /// How long a connection may linger that the agent isn't told the end of.
-const PATIENCE: Patience = Patience(Duration::from_secs(60));
+const PATIENCE: Patience = Patience(Duration::from_mins(1));
 
 /// What came of the connections, as the probe tells it.
 #[derive(Debug, Deserialize)]
