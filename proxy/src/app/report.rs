@@ -1,16 +1,20 @@
 //! What the agent tells of itself as it runs: readiness, and figures that are looked up when they are asked for.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
+use understudy_common::Counter;
 
 use crate::{
     admin::Condition,
     credentials::TokenFile,
     enrol::{Enrolment, PodState, PodStatus},
     kernel::Kernel,
-    metrics::{register_counts, register_gauge, register_gauges},
+    metrics::{Limit, Metrics, register_counts, register_gauge, register_gauges},
     sessions::store::SessionLookup,
     trust::serving::ServingCert,
     upstream::pool::DialCounts,
@@ -51,6 +55,23 @@ pub(super) async fn report_token(mut token: TokenFile, condition: Condition) {
             Err(_) => condition.not_ready("the agent has no token of its own; its log says why"),
         }
         let _ = tokio::time::timeout(LOOK, token.changed()).await;
+    }
+}
+
+/// Counts among the limits what the kernel programs refuse because a pod has its places in the flow table full. Ends with
+/// the kernel side.
+pub(super) async fn report_full_pods(kernel: Weak<Kernel>, metrics: Arc<Metrics>) {
+    const LOOK: Duration = Duration::from_secs(5);
+    // An earlier agent's are in the kernel's count as well.
+    let mut before = None;
+    while let Some(kernel) = kernel.upgrade() {
+        if let Ok(counters) = kernel.counters() {
+            let now = counters.of(Counter::PodFull);
+            let since = before.replace(now).map_or(0, |before| now.saturating_sub(before));
+            metrics.limit_hit_times(Limit::PendingConnections, since);
+        }
+        drop(kernel);
+        tokio::time::sleep(LOOK).await;
     }
 }
 
