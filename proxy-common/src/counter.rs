@@ -17,21 +17,24 @@ pub enum Counter {
     /// Refused, or left without a record so that the agent refuses it: the flow table or the socket's own
     /// storage is full.
     MapFull = 5,
+    /// Likewise: the pod itself holds as many places in the flow table as a pod may.
+    PodFull = 6,
 }
 
 impl Counter {
     /// Every counter, by index.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Untouched,
         Self::Redirected,
         Self::NoListener,
         Self::StaleHeartbeat,
         Self::ForeignNamespace,
         Self::MapFull,
+        Self::PodFull,
     ];
 
     /// How many there are.
-    #[expect(clippy::cast_possible_truncation, reason = "six")]
+    #[expect(clippy::cast_possible_truncation, reason = "seven")]
     pub const COUNT: u32 = Self::ALL.len() as u32;
 
     /// Its place in the map.
@@ -51,6 +54,7 @@ impl Counter {
             Self::StaleHeartbeat => "stale_heartbeat",
             Self::ForeignNamespace => "foreign_namespace",
             Self::MapFull => "map_full",
+            Self::PodFull => "pod_full",
         }
     }
 }

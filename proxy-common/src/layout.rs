@@ -65,8 +65,8 @@ pub struct Heartbeat {
     pub max_age_ns: u64,
     /// The [`LAYOUT_VERSION`](crate::LAYOUT_VERSION) of the agent that made the maps; 0 where none has run.
     pub layout: u32,
-    /// Written as 0.
-    pub reserved: u32,
+    /// How many places in the flow table an enrolment may hold.
+    pub flows_per_pod: u32,
 }
 
 const _: () = assert!(size_of::<Heartbeat>() == 24);
@@ -74,7 +74,7 @@ const _: () = assert!(
     offset_of!(Heartbeat, boot_ns) == 0
         && offset_of!(Heartbeat, max_age_ns) == 8
         && offset_of!(Heartbeat, layout) == 16
-        && offset_of!(Heartbeat, reserved) == 20
+        && offset_of!(Heartbeat, flows_per_pod) == 20
 );
 
 impl Heartbeat {

@@ -24,12 +24,12 @@ pub use self::{
     address::{Address, Endpoint, Family},
     counter::Counter,
     layout::{FlowKey, FlowRecord, Heartbeat, Origin, PodEntry},
-    verdict::{Dial, Verdict, decide},
+    verdict::{Dial, Verdict, decide, has_room},
 };
 
 /// Goes up with every change to a type in this crate, or to what one of its fields means. An agent refuses pinned
 /// maps of another version.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// How many levels below the root of cgroup v2 a pod's cgroup may lie. The kernel programs look no deeper; a
 /// process may sit at any depth below its pod's cgroup.
@@ -49,6 +49,12 @@ pub mod map {
     pub const ORIGINS: &str = "ORIGINS";
     /// Connections on their way to a listener: [`FlowKey`](crate::FlowKey) to [`FlowRecord`](crate::FlowRecord).
     pub const FLOWS: &str = "FLOWS";
+    /// By enrolment, the records that its connects put into the flow table, less those that the programs removed again:
+    /// a `u64` that the programs alone write once it is there.
+    pub const HELD: &str = "HELD";
+    /// By enrolment, the records that agents removed: a `u64` that an agent alone writes. `HELD` less this is what the
+    /// enrolment has in the table.
+    pub const TAKEN: &str = "TAKEN";
     /// One [`Heartbeat`](crate::Heartbeat).
     pub const HEARTBEAT: &str = "HEARTBEAT";
     /// A per-CPU `u64` for each [`Counter`](crate::Counter).

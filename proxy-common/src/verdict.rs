@@ -10,6 +10,8 @@ pub struct Dial<'a> {
     pub pod: Option<&'a PodEntry>,
     /// Which listener would take it.
     pub family: Family,
+    /// How many records the pod's enrolment has in the flow table; none where nobody counts them.
+    pub flows: Option<u64>,
     /// The namespace of the dialling socket.
     pub netns_cookie: u64,
     /// The agent's last sign of life.
@@ -39,9 +41,10 @@ pub fn decide(dial: &Dial<'_>) -> Verdict {
     let Some(pod) = dial.pod else {
         return Verdict::Untouched;
     };
-    if !dial.heartbeat.is_some_and(|heartbeat| heartbeat.is_fresh(dial.now_ns)) {
-        return Verdict::Deny(Counter::StaleHeartbeat);
-    }
+    let most = match dial.heartbeat {
+        Some(heartbeat) if heartbeat.is_fresh(dial.now_ns) => heartbeat.flows_per_pod,
+        _ => return Verdict::Deny(Counter::StaleHeartbeat),
+    };
     let port = pod.port(dial.family);
     if pod.netns_cookie == 0 || port == 0 {
         return Verdict::Deny(Counter::NoListener);
@@ -49,7 +52,18 @@ pub fn decide(dial: &Dial<'_>) -> Verdict {
     if pod.netns_cookie != dial.netns_cookie {
         return Verdict::Deny(Counter::ForeignNamespace);
     }
+    // What isn't counted has no bound, and one pod could take all places from the others.
+    if !has_room(dial.flows, most) {
+        return Verdict::Deny(Counter::PodFull);
+    }
     Verdict::Redirect { port }
+}
+
+/// Whether an enrolment that has so many records in the flow table may have one more.
+#[must_use]
+#[inline(always)]
+pub const fn has_room(flows: Option<u64>, most: u32) -> bool {
+    matches!(flows, Some(flows) if flows < most as u64)
 }
 
 #[cfg(test)]
@@ -71,13 +85,13 @@ mod tests {
         boot_ns: 10 * SECOND,
         max_age_ns: SECOND,
         layout: 1,
-        reserved: 0,
+        flows_per_pod: 2,
     };
     const NEVER: Heartbeat = Heartbeat {
         boot_ns: 0,
         max_age_ns: u64::MAX,
         layout: 1,
-        reserved: 0,
+        flows_per_pod: 2,
     };
 
     #[rstest]
@@ -109,11 +123,31 @@ mod tests {
         let dial = Dial {
             pod: pod.as_ref(),
             family,
+            flows: Some(1),
             netns_cookie,
             heartbeat: heartbeat.as_ref(),
             now_ns,
         };
         assert_eq!(decide(&dial), expected);
+    }
+
+    #[rstest]
+    #[case::none(Some(0), Verdict::Redirect { port: 4000 })]
+    #[case::one_less(Some(1), Verdict::Redirect { port: 4000 })]
+    #[case::all(Some(2), Verdict::Deny(Counter::PodFull))]
+    #[case::more(Some(u64::MAX), Verdict::Deny(Counter::PodFull))]
+    #[case::nobody_counts(None, Verdict::Deny(Counter::PodFull))]
+    fn a_pod_has_so_many_places(#[case] flows: Option<u64>, #[case] expected: Verdict) {
+        let dial = Dial {
+            pod: Some(&POD),
+            family: Family::V4,
+            flows,
+            netns_cookie: 7,
+            heartbeat: Some(&BEAT),
+            now_ns: 10 * SECOND,
+        };
+        assert_eq!(decide(&dial), expected);
+        assert_eq!(decide(&Dial { pod: None, ..dial }), Verdict::Untouched);
     }
 
     /// Invariant 1, over every combination of the states that matter: a tagged pod never gets "untouched".
@@ -127,6 +161,7 @@ mod tests {
                             let dial = Dial {
                                 pod: Some(&pod),
                                 family,
+                                flows: Some(1),
                                 netns_cookie,
                                 heartbeat: heartbeat.as_ref(),
                                 now_ns,

@@ -9,8 +9,8 @@ use understudy_common::{Address, Counter, Dial, Endpoint, FlowKey, Origin, Verdi
 
 use crate::{
     count::count,
-    maps::{API_SERVERS, FLOWS, HEARTBEAT},
-    origin,
+    maps::{API_SERVERS, HEARTBEAT},
+    origin, places,
     pod::{self, Tagged},
 };
 
@@ -85,6 +85,7 @@ fn judge(ctx: &SockAddrContext, address: Address) -> Outcome {
     let verdict = decide(&Dial {
         pod: tagged.as_ref().map(|tagged| &tagged.entry),
         family: address.family(),
+        flows: tagged.as_ref().and_then(|tagged| places::held(tagged.entry.enrolment)),
         netns_cookie,
         heartbeat: HEARTBEAT.get(0),
         now_ns,
@@ -120,9 +121,7 @@ fn redirect(ctx: &SockAddrContext, tagged: &Tagged, original: Endpoint, port: u1
     // The place isn't kept until the source port is known: a pod could hold the whole table with sockets whose
     // connect comes to nothing. Should the last place go in between, the connection has no record, and the agent
     // refuses it.
-    let room = FLOWS.insert(flow, origin.record(now_ns), 0).is_ok();
-    let _absent = FLOWS.remove(flow);
-    if !room || !origin::remember(ctx, &mut origin) {
+    if !places::are_left(flow, &origin.record(now_ns)) || !origin::remember(ctx, &mut origin) {
         return (Outcome::Denied, Counter::MapFull);
     }
     (Outcome::Redirected { port }, Counter::Redirected)

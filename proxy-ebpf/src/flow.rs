@@ -6,9 +6,9 @@ use aya_ebpf::{
     helpers::generated::{bpf_get_netns_cookie, bpf_ktime_get_boot_ns},
     programs::{SockContext, SockOpsContext},
 };
-use understudy_common::{Address, Counter, Endpoint, FlowKey};
+use understudy_common::{Address, Endpoint, FlowKey};
 
-use crate::{count::count, maps::FLOWS, origin};
+use crate::{count::count, origin, places};
 
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
@@ -38,7 +38,7 @@ pub(crate) fn connecting(ctx: &SockOpsContext) {
     if origin.is_null() {
         // Somebody dials a loopback port by itself, and must not inherit what an earlier socket left.
         if remote.is_loopback() {
-            let _absent = FLOWS.remove(key);
+            places::clear(key);
         }
         return;
     }
@@ -47,8 +47,9 @@ pub(crate) fn connecting(ctx: &SockOpsContext) {
         (*origin).flow = key;
         (*origin).record(bpf_ktime_get_boot_ns())
     };
-    if FLOWS.insert(key, record, 0).is_err() {
-        count(Counter::MapFull);
+    // Without a record the agent refuses the connection.
+    if let Err(reason) = places::fill(key, &record) {
+        count(reason);
     }
 }
 
@@ -61,8 +62,7 @@ pub(crate) fn released(ctx: &SockContext) {
         return;
     }
     // SAFETY: checked above; nobody else holds the socket.
-    let flow = unsafe { (*origin).flow };
-    let _absent = FLOWS.remove(flow);
+    places::clear(unsafe { (*origin).flow });
 }
 
 /// Local and remote address. An IPv6 socket on an IPv4 path has IPv4-mapped ones.

@@ -3,6 +3,7 @@
 //!
 //! The verifier of Linux 5.15 must take every program here: no kernel types by BTF relocation, no `bpf_loop`, and
 //! context fields touched one 4-byte word at a time.
+#![feature(asm_experimental_arch)]
 #![no_std]
 #![no_main]
 #![expect(
@@ -19,6 +20,7 @@ mod count;
 mod flow;
 mod maps;
 mod origin;
+mod places;
 mod pod;
 
 use aya_ebpf::{

@@ -21,6 +21,13 @@ pub(crate) static ORIGINS: SkStorage<Origin> = SkStorage::new();
 #[map]
 pub(crate) static FLOWS: HashMap<FlowKey, FlowRecord> = HashMap::with_max_entries(65_536, 0);
 
+/// Four times the pods there may be: an enrolment is counted until the agent that is in charge next looks.
+#[map]
+pub(crate) static HELD: HashMap<u64, u64> = HashMap::with_max_entries(16_384, 0);
+
+#[map]
+pub(crate) static TAKEN: HashMap<u64, u64> = HashMap::with_max_entries(16_384, 0);
+
 #[map]
 pub(crate) static HEARTBEAT: Array<Heartbeat> = Array::with_max_entries(1, 0);
 

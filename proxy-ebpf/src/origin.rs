@@ -9,7 +9,7 @@ use aya_ebpf::{
 use core::ptr;
 use understudy_common::{Address, Endpoint, Family, Origin};
 
-use crate::maps::{FLOWS, ORIGINS};
+use crate::{maps::ORIGINS, places};
 
 /// The map as helpers want it.
 fn map() -> *mut c_void {
@@ -44,8 +44,7 @@ pub(crate) fn forget(ctx: &SockAddrContext) {
         return;
     }
     // SAFETY: checked above; the storage lives as long as the socket, which the connect() holds locked.
-    let flow = unsafe { (*origin).flow };
-    let _absent = FLOWS.remove(flow);
+    places::clear(unsafe { (*origin).flow });
     // SAFETY: as above.
     let _absent = unsafe { bpf_sk_storage_delete(map(), sk) };
 }

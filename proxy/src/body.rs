@@ -111,8 +111,15 @@ impl Body for RequestBody {
             Some(RequestSource::Client(incoming)) => incoming,
         };
         loop {
-            let Some(frame) = ready!(Pin::new(&mut *incoming).poll_frame(cx)?) else {
-                return Poll::Ready(None);
+            let frame = match ready!(Pin::new(&mut *incoming).poll_frame(cx)) {
+                None => return Poll::Ready(None),
+                Some(Ok(frame)) => frame,
+                Some(Err(error)) => {
+                    if let Some(exchange) = &this.exchange {
+                        exchange.break_off();
+                    }
+                    return Poll::Ready(Some(Err(error.into())));
+                }
             };
             // Trailers go no further: the API server reads none, and they could carry a credential (invariant 2).
             if let Ok(data) = frame.into_data() {

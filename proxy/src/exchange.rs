@@ -58,6 +58,7 @@ pub struct Exchange {
     request_bytes: AtomicU64,
     response_bytes: AtomicU64,
     cut_short: AtomicBool,
+    broken_off: AtomicBool,
     upgrade: OnceLock<&'static str>,
     refused: OnceLock<Refusal>,
     caller: OnceLock<(Option<String>, &'static str)>,
@@ -109,6 +110,7 @@ impl Exchange {
             request_bytes: AtomicU64::new(0),
             response_bytes: AtomicU64::new(0),
             cut_short: AtomicBool::new(false),
+            broken_off: AtomicBool::new(false),
             upgrade: OnceLock::new(),
             refused: OnceLock::new(),
             caller: OnceLock::new(),
@@ -161,6 +163,18 @@ impl Exchange {
     /// It goes on in another protocol.
     pub fn upgraded(&self, protocol: &'static str) {
         let _ = self.upgrade.set(protocol);
+    }
+
+    /// The client's body has no end: it broke off, or can't be understood any further.
+    pub fn break_off(&self) {
+        self.broken_off.store(true, Ordering::Relaxed);
+        self.cut_short();
+    }
+
+    /// Whether the client's body has no end.
+    #[must_use]
+    pub fn is_broken_off(&self) -> bool {
+        self.broken_off.load(Ordering::Relaxed)
     }
 
     /// It didn't come to its own end: the session ended, or a peer broke off.

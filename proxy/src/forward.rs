@@ -5,8 +5,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
-use hyper::body::Incoming;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version, header};
+use hyper::body::{Body, Incoming};
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -86,8 +87,10 @@ impl Forwarder {
         if let Err(limit) = place {
             self.metrics.limit_hit(limit);
         }
+        let unread = request.version() < Version::HTTP_2 && !request.body().is_end_stream();
         let Ok(ticket) = admitted else {
-            return self.unwritten(&request, place.is_ok());
+            let refusal = place.map_or(Refusal::TooManyRequests, |_| Refusal::AuditUnavailable);
+            return self.unwritten(&request, refusal, unread);
         };
         let snapshot = self.sessions.snapshot();
         let session = snapshot.session(&origin.pod.wanted.session, self.clock.now());
@@ -110,29 +113,46 @@ impl Forwarder {
             Ok(session) => self.forward(session, origin, request, &exchange).await,
             Err(refusal) => Err(refusal),
         };
-        let response = outcome.unwrap_or_else(|refusal| {
-            exchange.refuse(refusal);
-            refuse(refusal)
-        });
-        exchange.answered(response.status());
-        response.map(|body| body.counted(exchange))
+        match outcome {
+            Ok(answer) => {
+                exchange.answered(answer.status());
+                answer.map(|body| body.counted(exchange))
+            }
+            Err(refusal) => refuse(exchange, refusal, unread),
+        }
+    }
+
+    /// Answers a request that is refused before its session is looked at: nothing of it can be relied on.
+    pub fn decline<B>(&self, origin: &Origin, request: &Request<B>, refusal: Refusal) -> Response<ResponseBody> {
+        let closes = request.version() < Version::HTTP_2;
+        let Ok(ticket) = self.audit.admit_at_once() else {
+            return self.unwritten(request, refusal, closes);
+        };
+        let snapshot = self.sessions.snapshot();
+        let session = snapshot.session(&origin.pod.wanted.session, self.clock.now());
+        let exchange = Arc::new(Exchange::open(Opening {
+            ticket,
+            place: None,
+            metrics: Arc::clone(&self.metrics),
+            clock: self.clock.clone(),
+            node: Arc::clone(&self.node),
+            origin,
+            session: session.as_deref().ok(),
+            request,
+        }));
+        refuse(exchange, refusal, closes)
     }
 
     /// Refuses a request that the audit log has no room for; its loss is written down there when there is.
-    fn unwritten<B>(&self, request: &Request<B>, has_place: bool) -> Response<ResponseBody> {
+    fn unwritten<B>(&self, request: &Request<B>, refusal: Refusal, closes: bool) -> Response<ResponseBody> {
         self.metrics.limit_hit(Limit::AuditBacklog);
-        let refusal = if has_place {
-            Refusal::AuditUnavailable
-        } else {
-            Refusal::TooManyRequests
-        };
         self.metrics.completed(&Completion {
             method: request.method().as_str(),
             code: refusal.code().as_u16(),
             refused: Some(refusal),
             duration: Duration::ZERO,
         });
-        refuse(refusal)
+        answer(refusal, closes).map(ResponseBody::ours)
     }
 
     async fn forward(
@@ -191,7 +211,10 @@ impl Forwarder {
         tokio::select! {
             biased;
             () = session.ended.cancelled() => Err(session.refusal()),
-            answered = answered => answered,
+            // Why there is no answer is the client's doing, and it may still read.
+            answered = answered => answered.map_err(|refusal| {
+                if exchange.is_broken_off() { Refusal::BadRequest } else { refusal }
+            }),
         }
     }
 
@@ -260,7 +283,12 @@ impl Forwarder {
 
     /// The cause goes to the log; the client is told which kind.
     fn unreachable(&self, session: &LiveSession, error: &UpstreamError) -> Refusal {
-        tracing::warn!(session = %session.id, %error, "a request was not answered by the upstream");
+        if error.given_up() {
+            // A pod can bring this about as often as it likes.
+            tracing::debug!(session = %session.id, %error, "a client broke off its request");
+        } else {
+            tracing::warn!(session = %session.id, %error, "a request was not answered by the upstream");
+        }
         if let Some(limit) = error.limit() {
             self.metrics.limit_hit(limit);
             return Refusal::Overloaded;
@@ -279,8 +307,22 @@ fn pass_on(answer: Response<crate::upstream::UpstreamBody>, session: &LiveSessio
     answer
 }
 
+/// Refuses a request, and writes it down.
+fn refuse(exchange: Arc<Exchange>, refusal: Refusal, closes: bool) -> Response<ResponseBody> {
+    exchange.refuse(refusal);
+    let response = answer(refusal, closes);
+    exchange.answered(response.status());
+    response.map(|bytes| ResponseBody::ours(bytes).counted(exchange))
+}
+
 /// The answer that says so. A refused request may have left a body unread: the connection is closed after it
 /// where the protocol allows, so that what follows on it can't be taken for another request.
-fn refuse(refusal: Refusal) -> Response<ResponseBody> {
-    refusal.response().map(ResponseBody::ours)
+fn answer(refusal: Refusal, closes: bool) -> Response<Bytes> {
+    let mut response = refusal.response();
+    if closes {
+        response
+            .headers_mut()
+            .insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }

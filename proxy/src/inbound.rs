@@ -1,9 +1,10 @@
 //! Connections from pods: from the first byte to the last request.
 //!
-//! The kernel has vouched for who dialled before anything here runs. [`tls`] terminates TLS, [`http`] serves
-//! HTTP/1.1 and HTTP/2 over it; requests go to [`crate::forward`].
+//! The kernel has vouched for who dialled before anything here runs. [`tls`] terminates TLS, [`screen`] keeps what isn't
+//! strictly HTTP/1 from the parser, [`http`] serves HTTP/1.1 and HTTP/2; requests go to [`crate::forward`].
 
 mod http;
+mod screen;
 mod tls;
 
 use std::{sync::Arc, time::Duration};

@@ -4,6 +4,7 @@
 pub mod cgroup;
 mod counters;
 pub(crate) mod diag;
+mod flows;
 mod handle;
 mod install;
 mod link;
@@ -19,7 +20,8 @@ use std::time::Duration;
 
 pub use self::{
     counters::Counters,
-    handle::{Flow, Kernel, ResumeError},
+    flows::Flow,
+    handle::{Kernel, ResumeError},
     install::{InstallError, Options},
     pins::{PinError, uninstall},
 };
@@ -41,6 +43,14 @@ pub struct MapError {
 impl MapError {
     fn of(map: &'static str) -> impl FnOnce(aya::maps::MapError) -> Self {
         move |source| Self { map, source }
+    }
+
+    /// What the system says of a map.
+    fn system(map: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        move |error| Self {
+            map,
+            source: aya::maps::MapError::IoError(error),
+        }
     }
 }
 

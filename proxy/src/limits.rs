@@ -47,6 +47,9 @@ pub struct Limits {
     /// seconds.
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     pub queue_timeout: Duration,
+    /// Connections of one pod that may be on their way to its listener at a time.
+    #[arg(long, value_name = "COUNT", default_value = "4096", value_parser = clap::value_parser!(u32).range(64..=65536))]
+    pub max_pending_connections: u32,
     /// How long a client may take from the connection to the end of its TLS handshake, in seconds.
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
     pub handshake_timeout: Duration,
@@ -69,6 +72,7 @@ impl Default for Limits {
             max_upstream_connections: 1000,
             memory_limit: None,
             queue_timeout: Duration::from_secs(30),
+            max_pending_connections: 4096,
             handshake_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(90),
         }

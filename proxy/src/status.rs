@@ -15,6 +15,12 @@ pub enum Refusal {
     PlainHttp,
     /// Not a request that can be understood in one way only.
     BadRequest,
+    /// A head larger than is allowed.
+    HeadTooLarge,
+    /// A head with more fields than are allowed.
+    TooManyHeaders,
+    /// A head that didn't come to its end in time.
+    RequestTimeout,
     /// The client asks to impersonate.
     Impersonation,
     /// The pod's session doesn't exist.
@@ -69,9 +75,12 @@ pub enum Refusal {
 
 impl Refusal {
     /// All of them, as the tables of metrics and tests need.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 30] = [
         Self::PlainHttp,
         Self::BadRequest,
+        Self::HeadTooLarge,
+        Self::TooManyHeaders,
+        Self::RequestTimeout,
         Self::Impersonation,
         Self::NoSession,
         Self::SessionExpired,
@@ -105,6 +114,9 @@ impl Refusal {
         match self {
             Self::PlainHttp => "plain-http",
             Self::BadRequest => "bad-request",
+            Self::HeadTooLarge => "head-too-large",
+            Self::TooManyHeaders => "too-many-headers",
+            Self::RequestTimeout => "request-timeout",
             Self::Impersonation => "impersonation",
             Self::NoSession => "no-session",
             Self::SessionExpired => "session-expired",
@@ -138,6 +150,8 @@ impl Refusal {
     pub fn code(self) -> StatusCode {
         match self {
             Self::PlainHttp | Self::BadRequest | Self::UnknownUpgrade => StatusCode::BAD_REQUEST,
+            Self::HeadTooLarge | Self::TooManyHeaders => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::Unproven | Self::NoPodToken => StatusCode::UNAUTHORIZED,
             Self::Uncarriable => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Impersonation
@@ -162,7 +176,7 @@ impl Refusal {
         }
     }
 
-    /// The reason, one of `metav1.StatusReason`. Where it has none for a code (502), the nearest of its kind.
+    /// The reason, one of `metav1.StatusReason`. Where it has none for a code (408, 431, 502), the nearest of its kind.
     #[must_use]
     pub fn reason(self) -> &'static str {
         match self.code() {
@@ -170,6 +184,7 @@ impl Refusal {
             StatusCode::UNAUTHORIZED => "Unauthorized",
             StatusCode::UNPROCESSABLE_ENTITY => "Invalid",
             StatusCode::METHOD_NOT_ALLOWED => "MethodNotAllowed",
+            StatusCode::REQUEST_TIMEOUT => "Timeout",
             StatusCode::TOO_MANY_REQUESTS => "TooManyRequests",
             StatusCode::SERVICE_UNAVAILABLE => "ServiceUnavailable",
             code if code.is_client_error() => "BadRequest",
@@ -183,6 +198,13 @@ impl Refusal {
         match self {
             Self::PlainHttp => "understudy: this port speaks HTTPS; use https:// in the client's server URL",
             Self::BadRequest => "understudy: the request is malformed; nothing was sent on",
+            Self::HeadTooLarge => {
+                "understudy: the request's head is larger than is carried; nothing was sent on (the agent's --max-header-bytes)"
+            }
+            Self::TooManyHeaders => {
+                "understudy: the request has more header fields than are carried; nothing was sent on (the agent's --max-headers)"
+            }
+            Self::RequestTimeout => "understudy: the request did not come in time; nothing was sent on",
             Self::Impersonation => {
                 "understudy: a pod in a session cannot impersonate; remove the Impersonate-* headers (kubectl: --as, --as-group, --as-uid)"
             }
@@ -308,6 +330,9 @@ mod tests {
     #[rstest]
     #[case(Refusal::PlainHttp, 400, "BadRequest", "plain-http")]
     #[case(Refusal::BadRequest, 400, "BadRequest", "bad-request")]
+    #[case(Refusal::HeadTooLarge, 431, "BadRequest", "head-too-large")]
+    #[case(Refusal::TooManyHeaders, 431, "BadRequest", "too-many-headers")]
+    #[case(Refusal::RequestTimeout, 408, "Timeout", "request-timeout")]
     #[case(Refusal::Impersonation, 403, "Forbidden", "impersonation")]
     #[case(Refusal::NoSession, 403, "Forbidden", "no-session")]
     #[case(Refusal::SessionExpired, 403, "Forbidden", "session-expired")]

@@ -7,129 +7,24 @@ mod node;
 use std::{
     collections::BTreeSet,
     fs,
-    future::Future,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use nix::libc::EPERM;
-use node::{API_MAPPED, API_V4, API_V6, Crowd, Dialler, Node, remove_cgroups};
+use node::{
+    API_MAPPED, API_V4, API_V6, Agent, Crowd, Node, dial, dial_when_possible, patiently, remove_cgroups, wanted,
+};
 use rstest::rstest;
-use tokio::{
-    sync::{mpsc, watch},
-    time::timeout,
-};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::watch;
 use understudy::{
-    enrol::{self, Enrolment, Leftovers, PodState, Refusal},
-    kernel::Kernel,
-    pod::{Inbound, WantedPod},
+    enrol::{self, Leftovers, PodState, Refusal},
+    pod::WantedPod,
 };
+use understudy_cases::{Area, seen};
 
-const PATIENCE: Duration = Duration::from_secs(20);
 /// What a machine that is busy with other tests takes at most for what takes milliseconds. The figures are printed.
 const BUSY_MACHINE: Duration = Duration::from_secs(2);
-
-fn wanted(cgroup: &str, session: &str) -> WantedPod {
-    WantedPod {
-        cgroup: cgroup.into(),
-        name: cgroup.into(),
-        session: session.parse().unwrap(),
-        uid: None,
-    }
-}
-
-/// An agent's enrolment, running.
-struct Agent {
-    kernel: Arc<Kernel>,
-    wanted: watch::Sender<Arc<[WantedPod]>>,
-    settle: watch::Sender<Leftovers>,
-    inbound: mpsc::Receiver<Inbound>,
-    enrolment: Enrolment,
-    shutdown: CancellationToken,
-}
-
-impl Agent {
-    fn start(node: &Node, pods: &[WantedPod]) -> Self {
-        Self::start_with(node, pods, Leftovers::Untag)
-    }
-
-    fn start_with(node: &Node, pods: &[WantedPod], leftovers: Leftovers) -> Self {
-        let kernel = Kernel::install(&node.root(), &node.options()).unwrap();
-        kernel.set_api_servers(&node::api_servers()).unwrap();
-        let kernel = Arc::new(kernel);
-        let (wanted, receiver) = watch::channel(Arc::from(pods));
-        let (sender, inbound) = mpsc::channel(4);
-        let shutdown = CancellationToken::new();
-        let (settle, leftovers) = watch::channel(leftovers);
-        let enrolment = enrol::start(
-            Arc::clone(&kernel),
-            node.root(),
-            receiver,
-            leftovers,
-            sender,
-            shutdown.clone(),
-        );
-        Self {
-            kernel,
-            wanted,
-            settle,
-            inbound,
-            enrolment,
-            shutdown,
-        }
-    }
-
-    /// Waits until a pod is in a state.
-    async fn until(&mut self, pod: &str, holds: impl Fn(&PodState) -> bool) {
-        let reached = self
-            .enrolment
-            .pods
-            .wait_for(|pods| pods.iter().any(|status| &*status.name == pod && holds(&status.state)));
-        patiently(reached).await.unwrap();
-    }
-
-    async fn until_enrolled(&mut self, pod: &str) {
-        self.until(pod, |state| matches!(state, PodState::Enrolled(_))).await;
-    }
-
-    async fn until_all_enrolled(&mut self, number: usize) {
-        let all = |pods: &Arc<[enrol::PodStatus]>| {
-            pods.len() == number && pods.iter().all(|pod| matches!(pod.state, PodState::Enrolled(_)))
-        };
-        patiently(self.enrolment.pods.wait_for(all)).await.unwrap();
-    }
-
-    async fn next(&mut self) -> Inbound {
-        patiently(self.inbound.recv()).await.unwrap()
-    }
-
-    async fn stop(self) {
-        self.shutdown.cancel();
-        patiently(self.enrolment.task).await.unwrap();
-    }
-}
-
-async fn patiently<F: Future>(future: F) -> F::Output {
-    timeout(PATIENCE, future)
-        .await
-        .unwrap_or_else(|_| panic!("in vain waited"))
-}
-
-/// Dials from an async test: the process answers when the kernel does.
-fn dial(process: &mut Dialler, name: &str, address: &str) -> Result<node::Ends, i32> {
-    tokio::task::block_in_place(|| process.dial(name, address))
-}
-
-/// Dials until it isn't refused: what was asked for takes a moment.
-async fn dial_when_possible(process: &mut Dialler) {
-    patiently(async {
-        while dial(process, "a", API_V4) == Err(EPERM) {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    })
-    .await;
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_arrive_with_their_pod() {
@@ -174,6 +69,11 @@ async fn whoever_dials_a_listener_directly_is_refused() {
     }
     assert_eq!(agent.enrolment.refusals.of(Refusal::NoRecord), 4);
     assert!(agent.inbound.is_empty());
+    seen(
+        Area::Redirect,
+        "A process of the pod's, or an untagged one in its network namespace, dials the listener itself",
+        "closed, nothing said",
+    );
     agent.stop().await;
 }
 
@@ -190,6 +90,11 @@ async fn neighbours_in_one_namespace_are_told_apart() {
     assert_eq!(agent.next().await.pod.wanted.session.name(), "one");
     dial(&mut two, "a", API_V4).unwrap();
     assert_eq!(agent.next().await.pod.wanted.session.name(), "two");
+    seen(
+        Area::Redirect,
+        "Two tagged pods of one network namespace, as host-network pods are",
+        "each turned to the agent, and served as itself",
+    );
     agent.stop().await;
 }
 

@@ -8,14 +8,11 @@ use std::{
     sync::Arc,
 };
 
-use node::{Dialler, Node, eventually};
+use node::{Agent, Dialler, Node, eventually, wanted};
 use rstest::rstest;
-use tokio::sync::{mpsc, watch};
-use tokio_util::sync::CancellationToken;
 use understudy::{
-    enrol::{self, Leftovers, PodState},
+    enrol::{Leftovers, PodState},
     kernel::Kernel,
-    pod::WantedPod,
 };
 
 /// The gate, in a pod's cgroup and namespace, with no capability.
@@ -89,36 +86,19 @@ async fn it_opens_when_the_pod_is_enrolled(#[case] host: &str) {
     eventually("it is refused", || refused(&kernel) >= 2);
     assert!(gate.is_waiting());
 
-    let pod = WantedPod {
-        cgroup: "pod".into(),
-        name: "pod".into(),
-        session: "a/b".parse().unwrap(),
-        uid: None,
-    };
-    let (_wanted, wanted) = watch::channel(Arc::from([pod]));
-    let (_settle, leftovers) = watch::channel(Leftovers::Untag);
-    let (inbound, _accepted) = mpsc::channel(4);
-    let shutdown = CancellationToken::new();
-    let enrolment = enrol::start(
-        Arc::clone(&kernel),
-        node.root(),
-        wanted,
-        leftovers,
-        inbound,
-        shutdown.clone(),
-    );
+    let agent = Agent::on(node.root(), kernel, &[wanted("pod", "a/b")], Leftovers::Untag);
     // The agent may miss its connection, which is closed at once. What it saw counts.
     let (opened, said) = tokio::task::block_in_place(|| gate.end());
     assert!(opened, "{said}");
     assert!(
-        enrolment
+        agent
+            .enrolment
             .pods
             .borrow()
             .iter()
             .any(|pod| pod.state == PodState::Enrolled(id))
     );
-    shutdown.cancel();
-    enrolment.task.await.unwrap();
+    agent.stop().await;
 }
 
 #[test]

@@ -4,8 +4,8 @@
 mod node;
 
 use std::{
-    future::Future,
     io::Write as _,
+    ops::{Deref, DerefMut},
     os::unix::net::UnixStream,
     sync::{
         Arc,
@@ -15,68 +15,47 @@ use std::{
 };
 
 use nix::libc::EPERM;
-use node::{API_V4, API_V6, Dialler, Node};
-use tokio::{
-    io::AsyncWriteExt as _,
-    sync::{mpsc, watch},
-    task::JoinHandle,
-    time::timeout,
-};
-use tokio_util::sync::CancellationToken;
+use node::{API_V4, API_V6, Dialler, Node, patiently};
+use tokio::{io::AsyncWriteExt as _, sync::mpsc, task::JoinHandle};
 use understudy::{
-    enrol::{self, Enrolment, Leftovers, PodState, StewardError},
+    enrol::{Leftovers, PodState, StewardError},
     handover::{Incumbent, Predecessor},
     kernel::{InstallError, Kernel, PinError},
-    pod::{EnrolledPod, Inbound, WantedPod},
+    pod::{EnrolledPod, WantedPod},
 };
 use understudy_common::PodEntry;
 
-const PATIENCE: Duration = Duration::from_secs(30);
-
-async fn patiently<F: Future>(future: F) -> F::Output {
-    timeout(PATIENCE, future)
-        .await
-        .unwrap_or_else(|_| panic!("in vain waited"))
-}
-
 fn wanted(pods: &[&str]) -> Arc<[WantedPod]> {
-    let wanted = |pod: &&str| WantedPod {
-        cgroup: pod.into(),
-        name: (*pod).into(),
-        session: "a/b".parse().unwrap(),
-        uid: None,
-    };
-    pods.iter().map(wanted).collect()
+    pods.iter().map(|pod| node::wanted(pod, "a/b")).collect()
 }
 
 /// An agent that tells whoever connects its name, and closes.
 struct Agent {
-    kernel: Arc<Kernel>,
-    wanted: watch::Sender<Arc<[WantedPod]>>,
-    enrolment: Enrolment,
+    inner: node::Agent,
     /// Pods of the connections that came.
     seen: mpsc::UnboundedReceiver<Arc<EnrolledPod>>,
-    shutdown: CancellationToken,
     serving: Option<JoinHandle<()>>,
-    _settle: watch::Sender<Leftovers>,
+}
+
+impl Deref for Agent {
+    type Target = node::Agent;
+
+    fn deref(&self) -> &node::Agent {
+        &self.inner
+    }
+}
+
+impl DerefMut for Agent {
+    fn deref_mut(&mut self) -> &mut node::Agent {
+        &mut self.inner
+    }
 }
 
 impl Agent {
     fn new(node: &Node, name: &'static str, kernel: Kernel, pods: &[&str]) -> Self {
         kernel.set_api_servers(&node::api_servers()).unwrap();
-        let kernel = Arc::new(kernel);
-        let (sender, receiver) = watch::channel(wanted(pods));
-        let (settle, leftovers) = watch::channel(Leftovers::Untag);
-        let (inbound, mut accepted) = mpsc::channel::<Inbound>(4);
-        let shutdown = CancellationToken::new();
-        let enrolment = enrol::start(
-            Arc::clone(&kernel),
-            node.root(),
-            receiver,
-            leftovers,
-            inbound,
-            shutdown.clone(),
-        );
+        let mut inner = node::Agent::on(node.root(), Arc::new(kernel), &wanted(pods), Leftovers::Untag);
+        let mut accepted = std::mem::replace(&mut inner.inbound, mpsc::channel(1).1);
         let (see, seen) = mpsc::unbounded_channel();
         tokio::spawn(async move {
             while let Some(mut inbound) = accepted.recv().await {
@@ -86,13 +65,9 @@ impl Agent {
             }
         });
         Self {
-            kernel,
-            wanted: sender,
-            enrolment,
+            inner,
             seen,
-            shutdown,
             serving: None,
-            _settle: settle,
         }
     }
 
@@ -115,27 +90,8 @@ impl Agent {
         self
     }
 
-    async fn until(&mut self, pod: &str, holds: impl Fn(&PodState) -> bool) {
-        let reached = self
-            .enrolment
-            .pods
-            .wait_for(|pods| pods.iter().any(|status| &*status.name == pod && holds(&status.state)));
-        patiently(reached).await.unwrap();
-    }
-
-    async fn until_enrolled(&mut self, pod: &str) {
-        self.until(pod, |state| matches!(state, PodState::Enrolled(_))).await;
-    }
-
-    fn entries(&self) -> Vec<PodEntry> {
-        let mut entries = self.kernel.pods().unwrap();
-        entries.sort_by_key(|(id, _)| id.0);
-        entries.into_iter().map(|(_, entry)| entry).collect()
-    }
-
     async fn stop(self) {
-        self.shutdown.cancel();
-        patiently(self.enrolment.task).await.unwrap();
+        self.inner.stop().await;
         if let Some(serving) = self.serving {
             patiently(serving).await.unwrap();
         }

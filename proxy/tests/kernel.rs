@@ -6,59 +6,12 @@ mod node;
 
 use std::{collections::BTreeSet, time::Duration};
 
-use aya::maps::{Map, MapData};
 use nix::libc::EPERM;
-use node::{API_MAPPED, API_V4, API_V6, Dialler, Node, OTHER_V4, eventually};
+use node::{API_MAPPED, API_V4, API_V6, Node, OTHER_V4, TaggedPod, eventually, flow_table};
 use rstest::rstest;
-use understudy::{
-    kernel::{self, InstallError, Kernel, Options, PinError},
-    pod::{CgroupId, ClientAddr, NetnsCookie},
-};
+use understudy::kernel::{self, InstallError, Kernel, Options, PinError};
+use understudy_cases::{Area, seen};
 use understudy_common::{Counter, FlowKey, FlowRecord, PodEntry};
-
-/// A pod whose own process plays the listener.
-struct TaggedPod {
-    id: CgroupId,
-    cookie: NetnsCookie,
-    entry: PodEntry,
-    process: Dialler,
-}
-
-impl TaggedPod {
-    fn new(node: &Node, kernel: &Kernel, name: &str) -> Self {
-        let process = node.pod(name);
-        Self::tag(node, kernel, name, process)
-    }
-
-    fn tag(node: &Node, kernel: &Kernel, name: &str, mut process: Dialler) -> Self {
-        let id = node.cgroup(name);
-        let cookie = process.cookie();
-        let entry = PodEntry {
-            netns_cookie: cookie.0,
-            enrolment: 42 + id.0,
-            port4: process.listen("127.0.0.1:0"),
-            port6: process.listen("[::1]:0"),
-            reserved: 0,
-        };
-        kernel.set_pod(id, &entry).unwrap();
-        Self {
-            id,
-            cookie,
-            entry,
-            process,
-        }
-    }
-
-    fn take(&self, kernel: &Kernel, client: std::net::SocketAddr, port: u16) -> Option<kernel::Flow> {
-        kernel.take_flow(self.cookie, ClientAddr(client), port).unwrap()
-    }
-}
-
-/// The flow table, to put records in that no socket made.
-fn flow_table(node: &Node) -> aya::maps::HashMap<MapData, FlowKey, FlowRecord> {
-    let pinned = MapData::from_pin(node.pin_dir().join("FLOWS")).unwrap();
-    Map::from_map_data(pinned).unwrap().try_into().unwrap()
-}
 
 #[rstest]
 #[case::v4(API_V4, "127.0.0.1", API_V4, false)]
@@ -223,6 +176,12 @@ fn a_namespace_that_the_pod_makes_itself_is_foreign() {
     assert_ne!(inner.cookie(), pod.cookie);
     assert_eq!(inner.dial("a", API_V4), Err(EPERM));
     assert_eq!(kernel.counters().unwrap().of(Counter::ForeignNamespace), 1);
+    assert_eq!(inner.served(), 0, "the API server was reached");
+    seen(
+        Area::Redirect,
+        "A network namespace that the pod makes itself",
+        "the connect fails with EPERM; nothing reaches the API server",
+    );
 }
 
 #[test]
@@ -238,6 +197,11 @@ fn a_full_table_refuses() {
     assert_eq!(pod.process.dial("c", API_V4), Err(EPERM));
     assert_eq!(kernel.counters().unwrap().of(Counter::MapFull), 1);
     assert_eq!(pod.process.served(), 0, "the API server was reached");
+    seen(
+        Area::Redirect,
+        "The flow table is full",
+        "the connect fails with EPERM; nothing reaches the API server",
+    );
     // A place is free again when a record is taken, and when a socket closes.
     pod.take(&kernel, first.local, pod.entry.port4).unwrap();
     pod.process.dial("d", API_V4).unwrap();
@@ -359,6 +323,11 @@ fn fast_open_is_redirected_too() {
     kernel.rest().unwrap();
     assert_eq!(pod.process.fast_open("b", API_V4), Err(EPERM));
     assert_eq!(pod.process.served(), 0, "the API server was reached");
+    seen(
+        Area::Redirect,
+        "TCP Fast Open on send (MSG_FASTOPEN)",
+        "turned to the agent, as the pod; nothing reaches the API server",
+    );
 }
 
 #[test]
@@ -391,6 +360,11 @@ fn multipath_tcp_is_redirected_too() {
     assert!(pod.take(&kernel, ends.local, pod.entry.port4).is_some());
     kernel.rest().unwrap();
     assert_eq!(pod.process.dial_mptcp("b", API_V4), Err(EPERM));
+    seen(
+        Area::Redirect,
+        "Multipath TCP",
+        "turned to the agent, as the pod; nothing reaches the API server",
+    );
 }
 
 /// Two pods of one namespace, as host-network pods are.

@@ -13,80 +13,27 @@ use std::{
 };
 
 use nix::libc::ECONNABORTED;
-use node::{API_MAPPED, API_V4, API_V6, Dialler, Node, OTHER_V4, eventually};
-use tokio::sync::{mpsc, watch};
-use tokio_util::sync::CancellationToken;
+use node::{API_MAPPED, API_V4, API_V6, Agent, Dialler, Node, OTHER_V4, eventually, wanted};
 use understudy::{
-    enrol::{self, Enrolment, Leftovers},
+    enrol::{self, Leftovers},
     kernel::Kernel,
-    pod::{Inbound, WantedPod},
+    pod::WantedPod,
 };
+use understudy_cases::{Area, seen};
 
 /// An address at which connections stay on their way.
 const FULL: &str = "10.96.0.2:6443";
 
-struct Agent {
-    kernel: Arc<Kernel>,
-    enrolment: Enrolment,
-    shutdown: CancellationToken,
-    _sources: (
-        watch::Sender<Arc<[WantedPod]>>,
-        watch::Sender<Leftovers>,
-        mpsc::Receiver<Inbound>,
-    ),
+fn start(node: &Node, addresses: &[&str], pods: &[&str]) -> Agent {
+    let kernel = Arc::new(Kernel::install(&node.root(), &node.options()).unwrap());
+    kernel.set_api_servers(&set(addresses)).unwrap();
+    let pods: Vec<WantedPod> = pods.iter().map(|pod| wanted(pod, "a/b")).collect();
+    Agent::on(node.root(), kernel, &pods, Leftovers::Untag)
 }
 
-impl Agent {
-    fn start(node: &Node, addresses: &[&str], pods: &[&str]) -> Self {
-        let kernel = Arc::new(Kernel::install(&node.root(), &node.options()).unwrap());
-        kernel.set_api_servers(&set(addresses)).unwrap();
-        let pods: Vec<WantedPod> = pods
-            .iter()
-            .map(|pod| WantedPod {
-                cgroup: pod.into(),
-                name: (*pod).into(),
-                session: "a/b".parse().unwrap(),
-                uid: None,
-            })
-            .collect();
-        let (wanted, wanted_here) = watch::channel(Arc::from(pods));
-        let (leftovers, leftovers_here) = watch::channel(Leftovers::Untag);
-        let (inbound, accepted) = mpsc::channel(4);
-        let shutdown = CancellationToken::new();
-        let enrolment = enrol::start(
-            Arc::clone(&kernel),
-            node.root(),
-            wanted_here,
-            leftovers_here,
-            inbound,
-            shutdown.clone(),
-        );
-        Self {
-            kernel,
-            enrolment,
-            shutdown,
-            _sources: (wanted, leftovers, accepted),
-        }
-    }
-
-    async fn until(&self, holds: impl Fn(&enrol::PodState) -> bool) {
-        let mut pods = self.enrolment.pods.clone();
-        let reached = pods.wait_for(|pods| pods.iter().any(|pod| holds(&pod.state)));
-        tokio::time::timeout(Duration::from_secs(20), reached)
-            .await
-            .unwrap()
-            .unwrap();
-    }
-
-    async fn stop(self) {
-        self.shutdown.cancel();
-        self.enrolment.task.await.unwrap();
-    }
-
-    /// Until so many connections are ended, in all.
-    fn until_severed(&self, number: u64) {
-        tokio::task::block_in_place(|| eventually("they are ended", || self.enrolment.severed.total() == number));
-    }
+/// Until so many connections are ended, in all.
+fn until_severed(agent: &Agent, number: u64) {
+    tokio::task::block_in_place(|| eventually("they are ended", || agent.enrolment.severed.total() == number));
 }
 
 fn set(addresses: &[&str]) -> BTreeSet<SocketAddr> {
@@ -120,18 +67,22 @@ async fn a_tagged_pods_own_connections_end_and_no_others() {
     }
     beside.listen_full(FULL);
     pod.begin_to_dial("begun", FULL);
+    // Chosen and not sent yet, which is TCP Fast Open's way.
+    pod.does(&format!("fast-open-connect chosen {API_V4}"));
 
-    let agent = Agent::start(&node, &[API_V4, API_V6, FULL], &["pod"]);
-    agent.until_severed(7);
+    let agent = start(&node, &[API_V4, API_V6, FULL], &["pod"]);
+    until_severed(&agent, 8);
     for process in [&mut pod, &mut inside] {
         for name in ["v4", "v6", "mapped"] {
             assert_eq!(process.error(name), ECONNABORTED, "{name}");
         }
     }
     assert_eq!(pod.error("begun"), ECONNABORTED);
+    assert_eq!(pod.error("chosen"), ECONNABORTED);
+    assert_ne!(pod.ask("say chosen hello"), "ok");
     // It is gone through once more; nothing else ends.
     tokio::time::sleep(Duration::from_millis(1500)).await;
-    assert_eq!(agent.enrolment.severed.total(), 7);
+    assert_eq!(agent.enrolment.severed.total(), 8);
     for name in ["v4", "v6", "mapped", "other"] {
         assert_eq!(beside.error(name), 0, "{name}");
         assert_eq!(elsewhere.error(name), 0, "{name}");
@@ -142,6 +93,11 @@ async fn a_tagged_pods_own_connections_end_and_no_others() {
         assert_eq!(process.error("other"), 0);
         process.ends("other").unwrap();
     }
+    seen(
+        Area::Redirect,
+        "A connection to the API server opened before the pod was tagged",
+        "ended (ECONNABORTED); no other's is",
+    );
     agent.stop().await;
 }
 
@@ -151,8 +107,10 @@ async fn connections_to_a_new_address_of_the_api_server_end() {
     let node = Node::new();
     let mut pod = node.pod("pod");
     let mut beside = node.neighbour("untagged", &pod);
-    let agent = Agent::start(&node, &[API_V4], &["pod"]);
-    agent.until(|state| matches!(state, enrol::PodState::Enrolled(_))).await;
+    let mut agent = start(&node, &[API_V4], &["pod"]);
+    agent
+        .until("pod", |state| matches!(state, enrol::PodState::Enrolled(_)))
+        .await;
     for process in [&mut pod, &mut beside] {
         process.dial("other", OTHER_V4).unwrap();
         process.dial("v6", API_V6).unwrap();
@@ -161,7 +119,7 @@ async fn connections_to_a_new_address_of_the_api_server_end() {
     tokio::time::sleep(Duration::from_millis(1500)).await;
     assert_eq!(agent.enrolment.severed.total(), 0);
     agent.kernel.set_api_servers(&set(&[API_V4, OTHER_V4])).unwrap();
-    agent.until_severed(1);
+    until_severed(&agent, 1);
     assert_eq!(pod.error("other"), ECONNABORTED);
     assert_eq!(pod.error("v6"), 0);
     assert_eq!((beside.error("other"), beside.error("v6")), (0, 0));
@@ -173,12 +131,14 @@ async fn connections_to_a_new_address_of_the_api_server_end() {
 async fn the_runtimes_monitor_does_not_show_the_pods_namespace() {
     let node = Node::new();
     let _monitor = Monitor::new(&node.path("pod/crio-conmon-5e3a.scope"));
-    let agent = Agent::start(&node, &[API_V4, API_V6], &["pod"]);
+    let mut agent = start(&node, &[API_V4, API_V6], &["pod"]);
     let id = node.cgroup("pod");
-    agent.until(|state| *state == enrol::PodState::Waiting(id)).await;
+    agent.until("pod", |state| *state == enrol::PodState::Waiting(id)).await;
     let appeared = Instant::now();
     let mut process = node.pod("pod/crio-5e3a.scope");
-    agent.until(|state| *state == enrol::PodState::Enrolled(id)).await;
+    agent
+        .until("pod", |state| *state == enrol::PodState::Enrolled(id))
+        .await;
     // The pod's cgroup has had a process all along, so that its own file tells nothing.
     assert!(
         appeared.elapsed() < Duration::from_secs(5),

@@ -3,22 +3,29 @@
 
 mod node;
 
-use std::{collections::BTreeSet, fs, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fs, path::Path};
 
 use aya::{
     maps::{MapInfo, loaded_maps},
     programs::{loaded_links, loaded_programs},
 };
 use nix::libc::ECONNREFUSED;
-use node::{API_V4, API_V6, Node, eventually};
-use tokio::sync::{mpsc, watch};
-use tokio_util::sync::CancellationToken;
+use node::{API_V4, API_V6, Agent, Node, eventually, wanted};
 use understudy::{
-    enrol::{self, Leftovers, PodState},
     handover::{self, Incumbent},
-    kernel::{self, Kernel},
-    pod::WantedPod,
+    kernel,
 };
+
+const MAPS: [&str; 8] = [
+    "PODS",
+    "API_SERVERS",
+    "ORIGINS",
+    "FLOWS",
+    "HELD",
+    "TAKEN",
+    "HEARTBEAT",
+    "COUNTERS",
+];
 
 /// Numbers of the kernel's, which it gives once.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -31,7 +38,7 @@ struct Objects {
 impl Objects {
     /// What works with the maps that are pinned here. Other tests' objects come and go meanwhile.
     fn of(pin_dir: &Path) -> Self {
-        let pinned: BTreeSet<u32> = ["PODS", "API_SERVERS", "ORIGINS", "FLOWS", "HEARTBEAT", "COUNTERS"]
+        let pinned: BTreeSet<u32> = MAPS
             .iter()
             .map(|name| MapInfo::from_pin(pin_dir.join(name)).unwrap().id())
             .collect();
@@ -83,39 +90,14 @@ async fn after_uninstall_nothing_of_an_agent_is_left() {
     let node = Node::new();
     let mut process = node.pod("pod");
     let cgroups_before = cgroups(node.root().path());
-    let kernel = Arc::new(Kernel::install(&node.root(), &node.options()).unwrap());
-    kernel.set_api_servers(&node::api_servers()).unwrap();
-    let pod = WantedPod {
-        cgroup: "pod".into(),
-        name: "pod".into(),
-        session: "a/b".parse().unwrap(),
-        uid: None,
-    };
-    let (_wanted, wanted) = watch::channel(Arc::from([pod]));
-    let (_settle, leftovers) = watch::channel(Leftovers::Untag);
-    let (inbound, _accepted) = mpsc::channel(4);
-    let shutdown = CancellationToken::new();
-    let mut enrolment = enrol::start(
-        Arc::clone(&kernel),
-        node.root(),
-        wanted,
-        leftovers,
-        inbound,
-        shutdown.clone(),
-    );
+    let mut agent = Agent::start(&node, &[wanted("pod", "a/b")]);
     let incumbent = Incumbent::bind(&node.run_dir(), &node.pin_dir()).unwrap();
     let incumbent = incumbent.publish(&node.pin_dir()).unwrap();
-    let enrolled = enrolment
-        .pods
-        .wait_for(|pods| pods.iter().any(|pod| matches!(pod.state, PodState::Enrolled(_))));
-    tokio::time::timeout(Duration::from_secs(20), enrolled)
-        .await
-        .unwrap()
-        .unwrap();
-    let entry = kernel.pods().unwrap()[0].1;
+    agent.until_enrolled("pod").await;
+    let entry = agent.entries()[0];
     let ours = Objects::of(&node.pin_dir());
     assert_eq!((ours.programs.len(), ours.links.len()), (6, 6), "{ours:?}");
-    assert!(ours.maps.len() >= 6, "{ours:?}");
+    assert!(ours.maps.len() >= MAPS.len(), "{ours:?}");
     assert_eq!(
         ours.left(),
         Objects {
@@ -125,9 +107,7 @@ async fn after_uninstall_nothing_of_an_agent_is_left() {
 
     // As when an agent is killed: what it has on disk stays.
     std::mem::forget(incumbent);
-    shutdown.cancel();
-    enrolment.task.await.unwrap();
-    drop(kernel);
+    agent.stop().await;
     assert_eq!(ours.left(), ours, "the kernel side outlives the agent");
     kernel::uninstall(&node.pin_dir()).unwrap();
     handover::remove(&node.run_dir()).unwrap();

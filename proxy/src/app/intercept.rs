@@ -25,7 +25,7 @@ const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(10);
 /// What is intercepted.
 pub(super) struct Interception<'a> {
     pub(super) root: &'a Path,
-    pub(super) pin_dir: &'a Path,
+    pub(super) installation: KernelInstallation,
     /// Whether an agent that runs has handed over.
     pub(super) yielded: bool,
     pub(super) addresses: watch::Receiver<Option<Addresses>>,
@@ -42,14 +42,14 @@ pub(super) async fn intercept(
 ) -> anyhow::Result<(Enrolment, Arc<Kernel>)> {
     let Interception {
         root,
-        pin_dir,
+        installation,
         yielded,
         mut addresses,
         wanted,
         leftovers,
     } = interception;
     let root = CgroupRoot::open(root)?;
-    let kernel = Arc::new(install(pin_dir, yielded, &root).await?);
+    let kernel = Arc::new(install(&installation, yielded, &root).await?);
     let first = addresses.borrow_and_update().clone().unwrap_or_default();
     let (fitting, left_out) = fit(&BTreeSet::new(), &first, API_SERVERS_MOST);
     kernel.set_api_servers(&fitting)?;
@@ -60,14 +60,13 @@ pub(super) async fn intercept(
 }
 
 /// Puts the kernel side in force. An agent that is just ending, and hasn't been able to yield, is waited for.
-async fn install(pin_dir: &Path, yielded: bool, root: &CgroupRoot) -> Result<Kernel, InstallError> {
-    let installation = KernelInstallation::new(pin_dir);
+async fn install(installation: &KernelInstallation, yielded: bool, root: &CgroupRoot) -> Result<Kernel, InstallError> {
     let deadline = Instant::now() + PREDECESSOR_PATIENCE;
     loop {
         let installed = if yielded {
-            Kernel::succeed(root, &installation)
+            Kernel::succeed(root, installation)
         } else {
-            Kernel::install(root, &installation)
+            Kernel::install(root, installation)
         };
         match installed {
             Err(InstallError::Pin(PinError::InUse(_))) if Instant::now() < deadline => {

@@ -70,20 +70,29 @@ impl Acceptor {
         }
     }
 
-    fn admit(&self, stream: TcpStream, client: SocketAddr, post: &Post) -> Option<Inbound> {
-        let client = ClientAddr(client);
+    /// What the client dialled, where the kernel vouches for it.
+    fn vouched(&self, stream: &TcpStream, client: ClientAddr, post: &Post) -> Result<OriginalDst, Refusal> {
+        // Before, so that the record of another one isn't taken; and after, for it may come meanwhile.
+        if !is_open(stream) {
+            return Err(Refusal::Reset);
+        }
         let flow = self.kernel.take_flow(post.netns, client, post.port).map_err(|error| {
             error!(%error, "a connection is refused");
             Refusal::Unreadable
-        });
+        })?;
         // Its record is taken in any case, and its place in the table free again.
-        let flow = flow.and_then(|flow| {
-            if descriptors::is_reserved(&stream) {
-                return Err(Refusal::OpenFiles);
-            }
-            Ok(flow)
-        });
-        match flow.and_then(|flow| judge(flow, post.pod.cgroup_id, post.enrolment)) {
+        if descriptors::is_reserved(stream) {
+            return Err(Refusal::OpenFiles);
+        }
+        if !is_open(stream) {
+            return Err(Refusal::Reset);
+        }
+        judge(flow, post.pod.cgroup_id, post.enrolment)
+    }
+
+    fn admit(&self, stream: TcpStream, client: SocketAddr, post: &Post) -> Option<Inbound> {
+        let client = ClientAddr(client);
+        match self.vouched(&stream, client, post) {
             Ok(original_dst) => {
                 // Not worth a connection: it only costs time.
                 if let Err(error) = stream.set_nodelay(true) {
@@ -103,6 +112,12 @@ impl Acceptor {
             }
         }
     }
+}
+
+/// Whether a connection is still one. Its client may have reset it while it waited here, and its address be another
+/// client's by now: what it sent before is still to be read, and must not be taken for what the other one sends.
+fn is_open(stream: &TcpStream) -> bool {
+    stream.peer_addr().is_ok()
 }
 
 /// Whether the kernel vouches for a connection at this pod's listener.

@@ -14,7 +14,7 @@ use tokio::{
 };
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
-    task::{AbortOnDropHandle, TaskTracker},
+    task::TaskTracker,
 };
 use tracing::{error, warn};
 use understudy_common::{Counter, PodEntry};
@@ -22,6 +22,7 @@ use understudy_common::{Counter, PodEntry};
 use super::{
     Leftovers, PodStatus,
     accept::Acceptor,
+    heartbeat::Heart,
     netns::NetnsId,
     observe::Observation,
     place::{Cgroup, Place, State},
@@ -108,7 +109,7 @@ pub(super) struct Enroller {
     pub(super) next_enrolment: u64,
     foreign: u64,
     pub(super) tenure: Tenure,
-    pub(super) beating: Option<AbortOnDropHandle<()>>,
+    pub(super) beating: Option<Heart>,
     /// Closes the listeners, however this ends.
     _closing: DropGuard,
     /// Until each entry that another agent serves by has been replaced.
@@ -189,7 +190,8 @@ impl Enroller {
                 }
                 change = changed(self.watches.as_mut()) => {
                     let concerned = self.concerned(change);
-                    let concerned: Vec<PathBuf> = self.tag_changed(concerned).into_iter().collect();
+                    self.tag_changed(&concerned);
+                    let concerned: Vec<PathBuf> = concerned.into_iter().collect();
                     self.visit(concerned.clone()).await;
                     self.look_again(concerned);
                 }
@@ -199,7 +201,7 @@ impl Enroller {
                     self.sever(all);
                 }
                 Some(request) = orders.recv() => self.obey(request).await,
-                () = self.tenure.grace() => self.watch_grace(),
+                () = self.tenure.grace() => self.watch_grace().await,
                 () = due(&self.chores) => self.do_chores().await,
                 _ = rescan.tick() => self.visit_all().await,
             }
@@ -349,7 +351,8 @@ impl Enroller {
             tokio::select! {
                 change = changed(self.watches.as_mut()) => {
                     let concerned = self.concerned(change);
-                    next.extend(self.tag_changed(concerned));
+                    self.tag_changed(&concerned);
+                    next.extend(concerned);
                 }
                 () = heard(&mut self.sources.wanted, &mut self.sources.wanted_live) => next.extend(self.heed()),
                 done = jobs.next() => match done {
@@ -510,7 +513,9 @@ impl Enroller {
     /// Closes the listeners. Connections that were handed on are for others to end.
     async fn drain(mut self) {
         // Before the heartbeat is withdrawn, which it would give again.
-        self.beating = None;
+        if let Some(heart) = self.beating.take() {
+            heart.stop().await;
+        }
         if let Err(error) = self.kernel.rest() {
             error!(%error, "the heartbeat can't be withdrawn");
         }

@@ -12,7 +12,7 @@ use super::{
     Leftovers,
     accept::Post,
     enroller::Enroller,
-    heartbeat,
+    heartbeat::Heart,
     netns::{Listeners, NetnsId},
     place::{Cgroup, Place, State},
 };
@@ -32,7 +32,7 @@ impl Enroller {
             // The other agent serves until each entry is replaced, and none is taken away before.
             self.adopting = true;
             self.tag_present(&new);
-            self.beating = Some(heartbeat::start(Arc::clone(&self.kernel)));
+            self.beating = Some(Heart::start(Arc::clone(&self.kernel)));
             self.visit(new).await;
             self.adopting = false;
             self.replace_entries();
@@ -41,7 +41,7 @@ impl Enroller {
             self.tag_present(&new);
             self.settle_leftovers(leftovers);
             // Every wanted pod is refused or unknown by now; the heartbeat can only turn refusals into redirects.
-            self.beating = Some(heartbeat::start(Arc::clone(&self.kernel)));
+            self.beating = Some(Heart::start(Arc::clone(&self.kernel)));
             self.visit(new).await;
         }
         // Also where there is no pod: that the first look has been is news.
@@ -73,11 +73,11 @@ impl Enroller {
         }
     }
 
-    /// Tags what has appeared at these places, or has taken the place of what was tagged there. Returns those that are
-    /// to be visited: all of them.
-    pub(super) fn tag_changed(&mut self, cgroups: BTreeSet<PathBuf>) -> BTreeSet<PathBuf> {
+    /// Tags what has appeared at these places, or has taken the place of what was tagged there. All of them are to be
+    /// visited.
+    pub(super) fn tag_changed(&mut self, cgroups: &BTreeSet<PathBuf>) {
         let root = Arc::clone(&self.root);
-        for cgroup in &cgroups {
+        for cgroup in cgroups {
             let Some(mut place) = self.places.remove(cgroup) else {
                 continue;
             };
@@ -94,7 +94,6 @@ impl Enroller {
             }
             self.places.insert(cgroup.clone(), place);
         }
-        cgroups
     }
 
     /// What couldn't be enrolled mustn't name the other agent's listeners, which will close.

@@ -3,10 +3,13 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    task::spawn_blocking,
+    task::JoinHandle,
     time::{MissedTickBehavior, interval},
 };
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
 use tracing::error;
 
 use crate::kernel::{Kernel, MapError};
@@ -15,27 +18,52 @@ use crate::kernel::{Kernel, MapError};
 const BEAT: Duration = Duration::from_millis(250);
 const SWEEP: Duration = Duration::from_secs(20);
 
-/// Beats until the handle is dropped, for the first time now. On the runtime that serves the connections, for what
-/// it tells is that they are served.
-pub(super) fn start(kernel: Arc<Kernel>) -> AbortOnDropHandle<()> {
-    report(kernel.beat());
-    AbortOnDropHandle::new(tokio::spawn(go_on(kernel)))
+/// Beats until it is stopped or dropped.
+#[derive(Debug)]
+pub(super) struct Heart {
+    task: JoinHandle<()>,
+    stopping: DropGuard,
 }
 
-async fn go_on(kernel: Arc<Kernel>) {
+impl Heart {
+    /// For the first time now. On the runtime that serves the connections, for what it tells is that they are served.
+    pub(super) fn start(kernel: Arc<Kernel>) -> Self {
+        report(kernel.beat());
+        let stopping = CancellationToken::new();
+        Self {
+            task: tokio::spawn(go_on(kernel, stopping.clone())),
+            stopping: stopping.drop_guard(),
+        }
+    }
+
+    /// Waits for what is under way: the kernel side is let go of afterwards.
+    pub(super) async fn stop(self) {
+        drop(self.stopping);
+        if let Err(error) = self.task.await {
+            error!(%error, "the heart");
+        }
+    }
+}
+
+async fn go_on(kernel: Arc<Kernel>, stopping: CancellationToken) {
     let mut beats = interval(BEAT);
     beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut sweeps = interval(SWEEP);
     sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let tracker = TaskTracker::new();
     loop {
         tokio::select! {
+            biased;
+            () = stopping.cancelled() => break,
             _ = beats.tick() => report(kernel.beat()),
             _ = sweeps.tick() => {
                 let kernel = Arc::clone(&kernel);
-                spawn_blocking(move || report(kernel.sweep_flows().map(drop)));
+                tracker.spawn_blocking(move || report(kernel.sweep_flows().map(drop)));
             }
         }
     }
+    tracker.close();
+    tracker.wait().await;
 }
 
 fn report(done: Result<(), MapError>) {

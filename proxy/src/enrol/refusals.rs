@@ -13,17 +13,20 @@ pub enum Refusal {
     Stale,
     /// The flow table can't be read.
     Unreadable,
+    /// Its client has reset it, and whoever has its address by now is another.
+    Reset,
     /// The descriptors that are left are kept for what isn't a pod's.
     OpenFiles,
 }
 
 impl Refusal {
     /// Every reason.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::NoRecord,
         Self::OtherPod,
         Self::Stale,
         Self::Unreadable,
+        Self::Reset,
         Self::OpenFiles,
     ];
 
@@ -35,6 +38,7 @@ impl Refusal {
             Self::OtherPod => "other_pod",
             Self::Stale => "stale",
             Self::Unreadable => "unreadable",
+            Self::Reset => "reset",
             Self::OpenFiles => "open_files",
         }
     }

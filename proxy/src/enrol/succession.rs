@@ -128,7 +128,7 @@ impl Enroller {
     }
 
     /// Closes the listeners once nothing is turned to them any more.
-    pub(super) fn watch_grace(&mut self) {
+    pub(super) async fn watch_grace(&mut self) {
         let Stage::Retiring(since) = self.tenure.stage else {
             return;
         };
@@ -142,7 +142,9 @@ impl Enroller {
             Err(error) => error!(%error, "closing the listeners all the same"),
         }
         self.tenure.stage = Stage::Retired;
-        self.beating = None;
+        if let Some(heart) = self.beating.take() {
+            heart.stop().await;
+        }
         self.acceptor.closing.cancel();
         self.tenure.retired.cancel();
         info!("the listeners are closed: new connections are the other agent's");

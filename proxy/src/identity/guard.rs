@@ -26,6 +26,14 @@ pub fn guard(head: &Parts, may_ask: bool) -> Result<(), Refusal> {
     if head.headers.get_all(header::HOST).iter().count() > 1 {
         return Err(Refusal::BadRequest);
     }
+    // User information before an `@` is no part of an API server's name (RFC 9113, section 8.3.1).
+    if head
+        .uri
+        .authority()
+        .is_some_and(|authority| authority.as_str().contains('@'))
+    {
+        return Err(Refusal::BadRequest);
+    }
     if let (Some(authority), Some(host)) = (head.uri.authority(), head.headers.get(header::HOST))
         && !authority.as_str().as_bytes().eq_ignore_ascii_case(host.as_bytes())
     {
@@ -59,6 +67,7 @@ mod tests {
     #[case::plain("GET", "/api", &[("host", "kubernetes.default.svc")], None)]
     #[case::absolute_same_host("GET", "https://k/api", &[("host", "K")], None)]
     #[case::absolute_other_host("GET", "https://other/api", &[("host", "k")], Some(Refusal::BadRequest))]
+    #[case::user_information("GET", "https://root@k/api", &[("host", "root@k")], Some(Refusal::BadRequest))]
     #[case::two_hosts("GET", "/api", &[("host", "a"), ("host", "a")], Some(Refusal::BadRequest))]
     #[case::asterisk("OPTIONS", "*", &[], Some(Refusal::BadRequest))]
     #[case::trace("TRACE", "/", &[], Some(Refusal::MethodNotAllowed))]

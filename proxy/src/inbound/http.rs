@@ -1,22 +1,35 @@
-//! HTTP/1.1 and HTTP/2 over one connection, by hyper.
+//! HTTP/1.1 and HTTP/2 over one connection, by hyper, within limits that are set here and not left to defaults.
 
-use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    future::pending,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
-use http::{Request, Response};
+use http::{Request, StatusCode};
 use hyper::{
     body::Incoming,
     server::conn::{http1, http2},
-    service::{Service, service_fn},
+    service::service_fn,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{io::InspectReader, sync::CancellationToken};
 
-use super::tls::Accepted;
+use super::{
+    screen::{Progress, Screen},
+    tls::Accepted,
+};
 use crate::{
-    body::ResponseBody,
     forward::{Forwarder, Origin},
     limits::Limits,
+    metrics::{Limit, Metrics},
+    status::Refusal,
 };
 
 const STREAM_WINDOW: u32 = 256 * 1024;
@@ -25,6 +38,17 @@ const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 const SEND_BUFFER: usize = 64 * 1024;
 const PING: Duration = Duration::from_secs(30);
 const PONG: Duration = Duration::from_secs(20);
+/// Streams that a client opened and reset before they were served (CVE-2023-44487). Beyond, the connection ends with
+/// `ENHANCE_YOUR_CALM`. A client that gives up requests does so after they were begun, and isn't counted.
+const RESETS_BEFORE_SERVED: usize = 20;
+/// Streams that we had to reset because of what a client sent on them (CVE-2025-8671). Beyond, likewise.
+const RESETS_OF_OURS: usize = 64;
+/// What a field counts for in HTTP/2 besides its name and value (RFC 9113, section 6.5.2).
+const FIELD_OVERHEAD: u32 = 32;
+/// What an HTTP/2 client sends first (RFC 9113, section 3.4).
+const PREFACE: usize = 24;
+/// For hyper to have in its buffer besides a head.
+const ROOM: usize = 16 * 1024;
 
 /// What a connection is served with.
 pub(super) struct Terms<'a> {
@@ -49,14 +73,15 @@ pub(super) async fn serve(accepted: Accepted, terms: Terms<'_>) {
 }
 
 macro_rules! until_closed {
-    ($connection:expr, $drain:expr, $ended:expr) => {
+    ($connection:expr, $terms:expr, $late:expr) => {
         let mut connection = pin!($connection);
         let outcome = tokio::select! {
             outcome = connection.as_mut() => outcome,
-            () = async { tokio::select! { () = $drain.cancelled() => {}, () = $ended.cancelled() => {} } } => {
+            () = async { tokio::select! { () = $terms.drain.cancelled() => {}, () = $terms.ended.cancelled() => {} } } => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
+            () = $late => Ok(()),
         };
         if let Err(error) = outcome {
             tracing::debug!(%error, "a client's connection broke");
@@ -68,39 +93,110 @@ async fn serve_http1<S>(stream: S, terms: Terms<'_>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let progress = Arc::<Progress>::default();
+    let screen = Screen::new(stream, terms.limits, Arc::clone(&progress));
+    let (forwarder, origin) = (Arc::clone(&terms.forwarder), terms.origin.clone());
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (forwarder, origin, turn) = (Arc::clone(&forwarder), origin.clone(), progress.begin());
+        async move {
+            let response = match turn.verdict() {
+                Some(verdict) => {
+                    let mut refused = Request::new(());
+                    refused.method_mut().clone_from(&verdict.method);
+                    refused.uri_mut().clone_from(&verdict.target);
+                    count(&forwarder.metrics, verdict.refusal);
+                    forwarder.decline(&origin, &refused, verdict.refusal)
+                }
+                None => forwarder.serve(&origin, request).await,
+            };
+            let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+            Ok::<_, Infallible>(response.map(|body| turn.answer(switched, body)))
+        }
+    });
+    // The screen has judged a head before hyper sees it, and keeps its time.
     let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(terms.limits.header_timeout)
         .max_headers(terms.limits.max_headers as usize)
-        .max_buf_size(terms.limits.max_header_bytes as usize)
-        .serve_connection(TokioIo::new(stream), requests_to(terms.forwarder, terms.origin))
+        .max_buf_size(terms.limits.max_header_bytes as usize + ROOM)
+        .serve_connection(TokioIo::new(screen), service)
         .with_upgrades();
-    until_closed!(connection, terms.drain, terms.ended);
+    until_closed!(connection, terms, pending::<()>());
 }
 
 async fn serve_http2<S>(stream: S, terms: Terms<'_>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let limits = terms.limits.clone();
+    let read = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&read);
+    let stream = InspectReader::new(stream, move |bytes: &[u8]| {
+        counted.fetch_add(bytes.len(), Ordering::Relaxed);
+    });
+    let (forwarder, origin) = (Arc::clone(&terms.forwarder), terms.origin.clone());
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (forwarder, origin) = (Arc::clone(&forwarder), origin.clone());
+        let beyond = beyond(&limits, &request);
+        async move {
+            Ok::<_, Infallible>(match beyond {
+                Some(refusal) => {
+                    count(&forwarder.metrics, refusal);
+                    forwarder.decline(&origin, &request, refusal)
+                }
+                None => forwarder.serve(&origin, request).await,
+            })
+        }
+    });
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .max_concurrent_streams(terms.limits.max_streams_per_connection)
+        .max_pending_accept_reset_streams(RESETS_BEFORE_SERVED)
+        .max_local_error_reset_streams(RESETS_OF_OURS)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buf_size(SEND_BUFFER)
-        .max_header_list_size(terms.limits.max_header_bytes)
+        .max_header_list_size(most_decoded(terms.limits))
         .keep_alive_interval(PING)
         .keep_alive_timeout(PONG)
-        .serve_connection(TokioIo::new(stream), requests_to(terms.forwarder, terms.origin));
-    until_closed!(connection, terms.drain, terms.ended);
+        .serve_connection(TokioIo::new(stream), service);
+    // Once greeted, hyper keeps a client to its time by PING, which none can answer in the middle of a frame or a head.
+    let silent = async {
+        tokio::time::sleep(terms.limits.header_timeout).await;
+        if read.load(Ordering::Relaxed) >= PREFACE {
+            pending::<()>().await;
+        }
+        terms.forwarder.metrics.limit_hit(Limit::HeaderTimeout);
+    };
+    until_closed!(connection, terms, silent);
 }
 
-fn requests_to(
-    forwarder: Arc<Forwarder>,
-    origin: Origin,
-) -> impl Service<Request<Incoming>, Response = Response<ResponseBody>, Error = Infallible, Future: Send + 'static> {
-    service_fn(move |request| {
-        let (forwarder, origin) = (Arc::clone(&forwarder), origin.clone());
-        async move { Ok(forwarder.serve(&origin, request).await) }
-    })
+/// How much of a head is decoded at all. What is beyond the limit and within this is refused by ourselves, with a
+/// `Status`; what is beyond both the `h2` crate refuses bare.
+fn most_decoded(limits: &Limits) -> u32 {
+    limits
+        .max_header_bytes
+        .saturating_add(limits.max_headers.saturating_mul(FIELD_OVERHEAD))
+        .saturating_mul(2)
+}
+
+/// The limit that a request's head is beyond.
+fn beyond<B>(limits: &Limits, request: &Request<B>) -> Option<Refusal> {
+    let headers = request.headers();
+    if headers.len() > limits.max_headers as usize {
+        return Some(Refusal::TooManyHeaders);
+    }
+    let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
+    let fields: usize = headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len())
+        .sum();
+    (target + fields > limits.max_header_bytes as usize).then_some(Refusal::HeadTooLarge)
+}
+
+fn count(metrics: &Metrics, refusal: Refusal) {
+    match refusal {
+        Refusal::HeadTooLarge => metrics.limit_hit(Limit::HeaderBytes),
+        Refusal::TooManyHeaders => metrics.limit_hit(Limit::Headers),
+        Refusal::RequestTimeout => metrics.limit_hit(Limit::HeaderTimeout),
+        _ => {}
+    }
 }

@@ -18,7 +18,7 @@ use nix::{
     fcntl::{OFlag, OpenHow, ResolveFlag, openat2},
     sys::{
         stat::{Mode, fstat},
-        statfs::{CGROUP2_SUPER_MAGIC, fstatfs},
+        statfs::{CGROUP2_SUPER_MAGIC, fstatfs, statfs},
     },
 };
 use understudy_common::MAX_CGROUP_LEVELS;
@@ -190,6 +190,16 @@ impl CgroupRoot {
             directory,
             level,
         })
+    }
+
+    /// The topmost cgroup that is to be seen from here: the hierarchy's root, or that of the node's cgroup namespace.
+    ///
+    /// # Errors
+    /// Where it can't be opened.
+    pub fn top(&self) -> Result<Self, CgroupError> {
+        let is_cgroup2 = |path: &&Path| statfs(*path).is_ok_and(|stat| stat.filesystem_type() == CGROUP2_SUPER_MAGIC);
+        let top = self.path.ancestors().take_while(is_cgroup2).last();
+        Self::open(top.unwrap_or(&self.path))
     }
 
     /// Its id.

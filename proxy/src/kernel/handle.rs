@@ -4,33 +4,31 @@ use std::{
     collections::BTreeSet,
     fmt,
     net::SocketAddr,
-    ops::RangeInclusive,
     sync::{Mutex, MutexGuard, PoisonError, RwLock},
     time::Duration,
 };
 
 use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use tokio::sync::watch;
-use tracing::warn;
-use understudy_common::{Endpoint, FLOW_LIFETIME_NS, FlowKey, FlowRecord, Heartbeat, LAYOUT_VERSION, PodEntry, map};
+use understudy_common::{Endpoint, Heartbeat, LAYOUT_VERSION, PodEntry, map};
 
-use super::{Counters, MapError, PinError, boot_ns, pins::Pins};
-use crate::pod::{CgroupId, ClientAddr, NetnsCookie, OriginalDst};
+use super::{Counters, MapError, PinError, boot_ns, flows::Flows, pins::Pins};
+use crate::pod::CgroupId;
 
 /// `linux/bpf.h`: an element is made, and none replaced.
-const BPF_NOEXIST: u64 = 1;
-/// How many records a sweep looks at.
-const SWEEP_LIMIT: usize = 1 << 17;
+pub(super) const BPF_NOEXIST: u64 = 1;
 
 /// The installed kernel programs. Dropping it leaves them in force, and soon refusing every tagged pod's connects
 /// to the API server: the heartbeat stops.
 pub struct Kernel {
     pub(super) pods: Mutex<HashMap<MapData, u64, PodEntry>>,
     pub(super) api_servers: Mutex<HashMap<MapData, Endpoint, u32>>,
-    pub(super) flows: Mutex<HashMap<MapData, FlowKey, FlowRecord>>,
+    pub(super) flows: Flows,
     pub(super) heartbeat: Mutex<Array<MapData, Heartbeat>>,
     pub(super) counters: PerCpuArray<MapData, u64>,
     pub(super) max_age: Duration,
+    /// How many places in the flow table an enrolment may hold.
+    pub(super) flows_per_pod: u32,
     /// Goes up whenever an address comes to the API server's.
     pub(super) api_servers_grown: watch::Sender<u64>,
     /// What [`Kernel::set_api_servers`] was told last.
@@ -62,44 +60,13 @@ pub enum ResumeError {
     Map(#[from] MapError),
 }
 
-/// A connection as the kernel recorded it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Flow {
-    /// The pod that dialled.
-    pub cgroup_id: CgroupId,
-    /// The enrolment of that pod at the time.
-    pub enrolment: u64,
-    /// What it dialled.
-    pub original_dst: OriginalDst,
-    /// How long ago.
-    pub age: Duration,
-}
-
-impl Flow {
-    /// Too old to be what it seems: its connection would have been accepted long ago.
-    #[must_use]
-    pub fn is_stale(&self) -> bool {
-        self.age > Duration::from_nanos(FLOW_LIFETIME_NS)
-    }
-
-    /// What a record says, now being `now_ns` of the clock that it was written by.
-    pub(crate) fn from_record(record: &FlowRecord, now_ns: u64) -> Self {
-        Self {
-            cgroup_id: CgroupId(record.cgroup_id),
-            enrolment: record.enrolment,
-            original_dst: OriginalDst(record.original.into()),
-            age: Duration::from_nanos(now_ns.saturating_sub(record.boot_ns)),
-        }
-    }
-}
-
 /// A poisoned lock guards a map handle, which has no state that a panic could have left half-done.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Removing what isn't there is no error: sockets close at any time.
-fn ignore_absent(result: Result<(), aya::maps::MapError>) -> Result<bool, aya::maps::MapError> {
+pub(super) fn ignore_absent(result: Result<(), aya::maps::MapError>) -> Result<bool, aya::maps::MapError> {
     match result {
         Ok(()) => Ok(true),
         Err(aya::maps::MapError::KeyNotFound) => Ok(false),
@@ -110,6 +77,13 @@ fn ignore_absent(result: Result<(), aya::maps::MapError>) -> Result<bool, aya::m
     }
 }
 
+fn enrolments(pods: &HashMap<MapData, u64, PodEntry>) -> Result<BTreeSet<u64>, MapError> {
+    pods.iter()
+        .map(|item| item.map(|(_, entry)| entry.enrolment))
+        .collect::<Result<_, _>>()
+        .map_err(MapError::of(map::PODS))
+}
+
 /// The agent that has yielded reads, takes the flows of its own listeners, and beats; of the rest of what follows it
 /// writes nothing, and that is no error. Another agent writes it. But it [adds](Kernel::add_pod) what isn't there.
 impl Kernel {
@@ -118,8 +92,29 @@ impl Kernel {
     /// # Errors
     /// Where the map can't be written, being full for one.
     pub fn set_pod(&self, pod: CgroupId, entry: &PodEntry) -> Result<(), MapError> {
-        self.if_in_charge(|| lock(&self.pods).insert(pod.0, entry, 0))
-            .map_err(MapError::of(map::PODS))
+        let mut pods = lock(&self.pods);
+        self.if_in_charge(|| {
+            if entry.port4 != 0 || entry.port6 != 0 {
+                self.count(&pods, entry.enrolment)?;
+            }
+            pods.insert(pod.0, entry, 0).map_err(MapError::of(map::PODS))
+        })
+    }
+
+    /// Begins to count an enrolment. Those that are over make room for it, where there is none.
+    fn count(&self, pods: &HashMap<MapData, u64, PodEntry>, enrolment: u64) -> Result<(), MapError> {
+        if self.flows.count(enrolment).is_ok() {
+            return Ok(());
+        }
+        self.flows.count_only(&enrolments(pods)?)?;
+        self.flows.count(enrolment)
+    }
+
+    /// Counts flows of the enrolments that entries name, and of no others.
+    pub(super) fn count_present(&self) -> Result<(), MapError> {
+        // Locked throughout, or an enrolment that is counted and not in its entry yet would be taken for one that is over.
+        let pods = lock(&self.pods);
+        self.if_in_charge(|| self.flows.count_only(&enrolments(&pods)?))
     }
 
     /// Tags a pod that isn't tagged, and leaves the entry of one that is as it stands. Also an agent that has yielded
@@ -280,89 +275,11 @@ impl Kernel {
             boot_ns,
             max_age_ns,
             layout: LAYOUT_VERSION,
-            reserved: 0,
+            flows_per_pod: self.flows_per_pod,
         };
         lock(&self.heartbeat)
             .set(0, beat, 0)
             .map_err(MapError::of(map::HEARTBEAT))
-    }
-
-    /// Takes the record of a connection that a listener has accepted. A second taking finds none.
-    ///
-    /// # Errors
-    /// Where the map can't be read or written.
-    pub fn take_flow(
-        &self,
-        netns: NetnsCookie,
-        client: ClientAddr,
-        listener_port: u16,
-    ) -> Result<Option<Flow>, MapError> {
-        let key = FlowKey::new(netns.0, client.0.into(), listener_port);
-        // Looked up and removed under one lock, and only the agent takes records.
-        let mut flows = lock(&self.flows);
-        let record = match flows.get(&key, 0) {
-            Ok(record) => record,
-            Err(aya::maps::MapError::KeyNotFound) => return Ok(None),
-            Err(error) => return Err(MapError::of(map::FLOWS)(error)),
-        };
-        ignore_absent(flows.remove(&key)).map_err(MapError::of(map::FLOWS))?;
-        Ok(Some(Flow::from_record(&record, boot_ns())))
-    }
-
-    /// How many connections are on their way to a listener.
-    ///
-    /// # Errors
-    /// Where the map can't be read.
-    pub fn flow_count(&self) -> Result<usize, MapError> {
-        let flows = lock(&self.flows);
-        flows
-            .keys()
-            .try_fold(0, |count, key| key.map(|_| count + 1))
-            .map_err(MapError::of(map::FLOWS))
-    }
-
-    /// How many connections are on their way to listeners of these enrolments.
-    ///
-    /// # Errors
-    /// Where the map can't be read.
-    pub fn flows_of(&self, enrolments: &RangeInclusive<u64>) -> Result<usize, MapError> {
-        let flows = lock(&self.flows);
-        flows
-            .iter()
-            .take(SWEEP_LIMIT)
-            .try_fold(0, |count, item| {
-                item.map(|(_, record)| count + usize::from(enrolments.contains(&record.enrolment)))
-            })
-            .map_err(MapError::of(map::FLOWS))
-    }
-
-    /// Removes records that nobody will take any more: those of sockets whose close the programs don't see.
-    ///
-    /// # Errors
-    /// Where the map can't be read or written.
-    pub fn sweep_flows(&self) -> Result<usize, MapError> {
-        let now_ns = boot_ns();
-        // Sockets come and go while the keys are walked, and a walk may start over when its key is gone: it has an
-        // end nevertheless. The lock isn't held longer than a key takes, for listeners wait for it.
-        let keys: Vec<FlowKey> = lock(&self.flows)
-            .keys()
-            .filter_map(Result::ok)
-            .take(SWEEP_LIMIT)
-            .collect();
-        let mut swept = 0;
-        for key in keys {
-            let mut flows = lock(&self.flows);
-            let stale = flows
-                .get(&key, 0)
-                .is_ok_and(|record| Flow::from_record(&record, now_ns).is_stale());
-            if stale && ignore_absent(flows.remove(&key)).map_err(MapError::of(map::FLOWS))? {
-                swept += 1;
-            }
-        }
-        if swept > 0 {
-            warn!(swept, "flow records that no listener took were removed");
-        }
-        Ok(swept)
     }
 
     /// The programs' counters.

@@ -18,11 +18,18 @@ use understudy_common::{LAYOUT_VERSION, PROGRAMS, map};
 
 use super::{
     Kernel, MapError, OBJECT, PinError,
-    cgroup::CgroupRoot,
+    cgroup::{CgroupError, CgroupRoot},
+    flows::Flows,
     link::{self, attach_type},
     log, memlock,
     pins::{self, Pins},
 };
+
+/// As many as a listener's queue takes, and a sixteenth of the table.
+const FLOWS_PER_POD: u32 = 4096;
+
+/// How often a program is loaded again that a signal has kept from it.
+const LOAD_RETRIES: u32 = 10;
 
 /// Where and how the kernel side is installed.
 #[derive(Debug, Clone)]
@@ -34,6 +41,12 @@ pub struct Options {
     /// How many connections may be on their way to a listener at one time, over all pods. Decided when the maps
     /// are made; those of an earlier agent keep their size.
     pub flow_capacity: Option<u32>,
+    /// How many of them may be one pod's.
+    pub flows_per_pod: u32,
+    /// Whether the programs see the whole hierarchy's sockets, and not only those made below the root that is given. A
+    /// socket is judged where it was made, and may be passed on: one that comes from elsewhere, and is dialled with in a
+    /// tagged pod, would go straight through.
+    pub whole_hierarchy: bool,
 }
 
 impl Options {
@@ -44,6 +57,8 @@ impl Options {
             pin_dir: pin_dir.into(),
             heartbeat_max_age: Duration::from_secs(1),
             flow_capacity: None,
+            flows_per_pod: FLOWS_PER_POD,
+            whole_hierarchy: true,
         }
     }
 }
@@ -76,13 +91,16 @@ pub enum InstallError {
         /// What the kernel says.
         source: std::io::Error,
     },
+    /// The cgroup to attach to.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     /// A map that can't be used.
     #[error(transparent)]
     Map(#[from] MapError),
 }
 
 impl Kernel {
-    /// Loads the programs and puts them in force at the root of the pods' cgroup tree, in place of an earlier
+    /// Loads the programs and puts them in force, above the pods' cgroup tree or at its root, in place of an earlier
     /// agent's if there are any.
     ///
     /// Pods that an earlier agent tagged stay tagged, without a listener: their connects are refused until
@@ -96,7 +114,7 @@ impl Kernel {
         // listener of this agent and this agent's heartbeat.
         kernel.rest()?;
         kernel.silence_pods()?;
-        kernel.put_in_force(&object, root)?;
+        kernel.put_in_force(&object, root, options)?;
         Ok(kernel)
     }
 
@@ -109,7 +127,7 @@ impl Kernel {
     pub fn succeed(root: &CgroupRoot, options: &Options) -> Result<Self, InstallError> {
         let (object, mut kernel) = Self::prepare(options)?;
         kernel.succeeds = true;
-        kernel.put_in_force(&object, root)?;
+        kernel.put_in_force(&object, root, options)?;
         Ok(kernel)
     }
 
@@ -127,7 +145,14 @@ impl Kernel {
         Ok((object, kernel))
     }
 
-    fn put_in_force(&self, object: &Ebpf, root: &CgroupRoot) -> Result<(), InstallError> {
+    fn put_in_force(&self, object: &Ebpf, root: &CgroupRoot, options: &Options) -> Result<(), InstallError> {
+        let top;
+        let root = if options.whole_hierarchy {
+            top = root.top()?;
+            &top
+        } else {
+            root
+        };
         for name in PROGRAMS {
             let hook = attach_type(name).ok_or(InstallError::Missing(name))?;
             link::put_in_force(&self.pins, root, name, program_fd(object, name)?, hook)
@@ -157,13 +182,24 @@ pub(super) fn load_unpinned() -> Result<Ebpf, EbpfError> {
 
 pub(super) fn load_program(object: &mut Ebpf, name: &'static str) -> Result<(), InstallError> {
     let program = object.program_mut(name).ok_or(InstallError::Missing(name))?;
-    match program {
-        Program::CgroupSockAddr(program) => program.load(),
-        Program::CgroupSock(program) => program.load(),
-        Program::SockOps(program) => program.load(),
-        _ => return Err(InstallError::Missing(name)),
+    let mut interrupted = 0;
+    loop {
+        let loaded = match &mut *program {
+            Program::CgroupSockAddr(program) => program.load(),
+            Program::CgroupSock(program) => program.load(),
+            Program::SockOps(program) => program.load(),
+            _ => return Err(InstallError::Missing(name)),
+        };
+        match loaded {
+            // The verifier gives up where a signal has come: of a child that has ended, for one.
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.kind() == std::io::ErrorKind::WouldBlock && interrupted < LOAD_RETRIES =>
+            {
+                interrupted += 1;
+            }
+            loaded => return loaded.map_err(|source| InstallError::Program { name, source }),
+        }
     }
-    .map_err(|source| InstallError::Program { name, source })
 }
 
 pub(super) fn program_fd<'a>(object: &'a Ebpf, name: &'static str) -> Result<BorrowedFd<'a>, InstallError> {
@@ -180,10 +216,15 @@ fn take_maps(object: &mut Ebpf, pins: Pins, options: &Options) -> Result<Kernel,
         api_servers: Mutex::new(
             HashMap::try_from(take(object, map::API_SERVERS)?).map_err(MapError::of(map::API_SERVERS))?,
         ),
-        flows: Mutex::new(HashMap::try_from(take(object, map::FLOWS)?).map_err(MapError::of(map::FLOWS))?),
+        flows: Flows::new(
+            take(object, map::FLOWS)?,
+            take(object, map::HELD)?,
+            take(object, map::TAKEN)?,
+        )?,
         heartbeat: Mutex::new(heartbeat),
         counters: PerCpuArray::try_from(take(object, map::COUNTERS)?).map_err(MapError::of(map::COUNTERS))?,
         max_age: options.heartbeat_max_age,
+        flows_per_pod: options.flows_per_pod,
         api_servers_grown: watch::Sender::new(0),
         declared: Mutex::default(),
         succeeds: false,

@@ -85,11 +85,13 @@ impl Shape {
     }
 }
 
-const SHAPES: [Shape; 6] = [
+const SHAPES: [Shape; 8] = [
     Shape::of::<u64, PodEntry>(map::PODS, MapType::Hash),
     Shape::of::<Endpoint, u32>(map::API_SERVERS, MapType::Hash),
     Shape::of::<i32, Origin>(map::ORIGINS, MapType::SkStorage),
     Shape::of::<FlowKey, FlowRecord>(map::FLOWS, MapType::Hash),
+    Shape::of::<u64, u64>(map::HELD, MapType::Hash),
+    Shape::of::<u64, u64>(map::TAKEN, MapType::Hash),
     Shape::of::<u32, Heartbeat>(map::HEARTBEAT, MapType::Array),
     Shape::of::<u32, u64>(map::COUNTERS, MapType::PerCpuArray),
 ];

@@ -17,6 +17,7 @@ use crate::pod::NetnsCookie;
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 const BPF_LINK_DETACH: libc::c_int = 34;
@@ -35,6 +36,38 @@ struct InfoAttr {
     fd: u32,
     length: u32,
     info: u64,
+}
+
+/// Likewise for `BPF_MAP_LOOKUP_BATCH`.
+#[repr(C)]
+struct BatchAttr {
+    cursor: u64,
+    next: u64,
+    keys: u64,
+    values: u64,
+    number: u32,
+    map: u32,
+    element_flags: u64,
+    flags: u64,
+}
+
+/// The start of the kernel's `struct bpf_map_info`.
+#[repr(C)]
+#[derive(Default)]
+struct MapInfoRaw {
+    kind: u32,
+    id: u32,
+    key_size: u32,
+    value_size: u32,
+}
+
+/// What one system call read of a map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Batch {
+    /// How many entries.
+    pub(crate) number: usize,
+    /// Where it goes on; none at the end.
+    pub(crate) next: Option<u32>,
 }
 
 /// Likewise for `BPF_LINK_CREATE`.
@@ -197,6 +230,54 @@ pub(crate) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     Ok(LinkInfo {
         cgroup_id: info.cgroup_id,
         attach_type: info.attach_type,
+    })
+}
+
+/// Reads the next entries of a hash map, from the start where there is no cursor.
+///
+/// # Errors
+/// `EINVAL` where the map isn't one of such keys and values; `ENOSPC` where one of its buckets has more entries than
+/// there is room for here.
+pub(crate) fn lookup_batch<K: aya::Pod, V: aya::Pod>(
+    map: BorrowedFd<'_>,
+    cursor: Option<u32>,
+    keys: &mut [K],
+    values: &mut [V],
+) -> io::Result<Batch> {
+    let mut info = MapInfoRaw::default();
+    let mut attr = InfoAttr {
+        fd: number(map),
+        length: u32::try_from(size_of_val(&info)).map_err(io::Error::other)?,
+        info: &raw mut info as u64,
+    };
+    // SAFETY: BPF_OBJ_GET_INFO_BY_FD reads an InfoAttr and writes at most `length` bytes to `info`.
+    unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
+    if (info.key_size as usize, info.value_size as usize) != (size_of::<K>(), size_of::<V>()) {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    let from = cursor.unwrap_or_default();
+    let mut next: u32 = 0;
+    let mut attr = BatchAttr {
+        cursor: cursor.map_or(0, |_| &raw const from as u64),
+        next: &raw mut next as u64,
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        number: u32::try_from(keys.len().min(values.len())).map_err(io::Error::other)?,
+        map: number(map),
+        element_flags: 0,
+        flags: 0,
+    };
+    // SAFETY: BPF_MAP_LOOKUP_BATCH reads a BatchAttr and, where there is one, the cursor, which is a u32 as `next` is; and
+    // writes at most `number` keys and values of the sizes that were just compared, for which any bytes will do.
+    let read = unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut attr) };
+    let is_over = match read {
+        Ok(_) => false,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => true,
+        Err(error) => return Err(error),
+    };
+    Ok(Batch {
+        number: attr.number as usize,
+        next: (!is_over).then_some(next),
     })
 }
 

@@ -8,11 +8,20 @@
 )]
 
 mod stage;
+mod wire;
 
 mod answers;
 mod bodies;
 mod ends;
 mod faults;
+mod frames;
+mod h2spec;
+mod hostile_http1;
+mod hostile_http2;
+mod hostile_identity;
+mod hostile_tls;
+mod hostile_upgrades;
+mod hostile_uploads;
 mod identity;
 mod limits;
 mod pooling;

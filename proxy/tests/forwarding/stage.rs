@@ -30,7 +30,8 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use understudy::{
-    audit::Audit,
+    admin::Readiness,
+    audit::{self, Audit, AuditFailure, Destination},
     caller::{
         Prover,
         authorities::{self, Authorities},
@@ -78,6 +79,7 @@ pub(crate) struct Terms {
     pub(crate) streams: u32,
     pub(crate) spec: serde_json::Value,
     pub(crate) limits: Limits,
+    pub(crate) allow_plain_http: bool,
 }
 
 impl Default for Terms {
@@ -90,6 +92,7 @@ impl Default for Terms {
                 "impersonate": {"namespace": "prod", "serviceAccountName": "viewer"},
             }),
             limits: Limits::default(),
+            allow_plain_http: false,
         }
     }
 }
@@ -130,6 +133,7 @@ pub(crate) struct Stage {
     pub(crate) secret: watch::Sender<Result<BearerToken, CredentialError>>,
     declare: mpsc::Sender<Vec<Declared>>,
     pub(crate) sessions: SessionLookup,
+    audit: Audit,
     listener: TcpListener,
     inbound: mpsc::Sender<Inbound>,
     roots: RootCertStore,
@@ -244,11 +248,20 @@ impl Stage {
             client_roots.add(certificate).unwrap();
         }
         let drain = CancellationToken::new();
+        let log = Destination::File(directory.path().join("audit.log"));
+        let kept = audit::Terms {
+            failure: AuditFailure::Refuse,
+            patience: terms.limits.queue_timeout,
+            node: Arc::from("node"),
+            condition: Readiness::default().condition("audit"),
+            clock: Clock::system(),
+        };
+        let audit = Audit::start(log, kept, &metrics).await.unwrap();
         let server = Server {
             forwarder: Arc::new(Forwarder {
                 sessions: sessions.clone(),
                 clock: Clock::system(),
-                audit: Audit::discarding(),
+                audit: audit.clone(),
                 metrics: Arc::clone(&metrics),
                 node: Arc::from("node"),
                 streams: TaskTracker::new(),
@@ -257,7 +270,7 @@ impl Stage {
             }),
             tls: server_config(certificate.clone()).unwrap(),
             asking_tls: asking_server_config(certificate).unwrap(),
-            allow_plain_http: false,
+            allow_plain_http: terms.allow_plain_http,
             limits: terms.limits,
             metrics: Arc::clone(&metrics),
             drain: drain.clone(),
@@ -277,6 +290,7 @@ impl Stage {
             secret,
             declare,
             sessions,
+            audit,
             listener: TcpListener::bind("127.0.0.1:0").await.unwrap(),
             inbound,
             roots: client_roots,
@@ -320,6 +334,16 @@ impl Stage {
         self.tcp_of(&self.pod).await
     }
 
+    /// A connection of another pod's, in the same session.
+    pub(crate) async fn neighbour(&self) -> conn::http2::SendRequest<BoxBody<Bytes, Infallible>> {
+        let io = self.tls_of(&enrolled("neighbour-0", "support/alice", 3), "h2").await;
+        let (sender, connection) = conn::http2::handshake(TokioExecutor::new(), TokioIo::new(io))
+            .await
+            .unwrap();
+        tokio::spawn(connection);
+        sender
+    }
+
     async fn tcp_of(&self, pod: &Arc<EnrolledPod>) -> TcpStream {
         let (client, accepted) = tokio::join!(
             TcpStream::connect(self.listener.local_addr().unwrap()),
@@ -341,17 +365,29 @@ impl Stage {
     }
 
     async fn tls_of(&self, pod: &Arc<EnrolledPod>, alpn: &str) -> TlsStream<TcpStream> {
+        let name = ServerName::try_from("kubernetes.default.svc").unwrap();
+        TlsConnector::from(Arc::new(self.client_config(alpn)))
+            .connect(name, self.tcp_of(pod).await)
+            .await
+            .unwrap()
+    }
+
+    /// How a client in a pod speaks TLS.
+    pub(crate) fn client_config(&self, alpn: &str) -> ClientConfig {
         let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_root_certificates(self.roots.clone())
             .with_no_client_auth();
         config.alpn_protocols = vec![alpn.as_bytes().to_vec()];
-        let name = ServerName::try_from("kubernetes.default.svc").unwrap();
-        TlsConnector::from(Arc::new(config))
-            .connect(name, self.tcp_of(pod).await)
-            .await
-            .unwrap()
+        config
+    }
+
+    /// The audit log, once the events of all requests so far are in it.
+    pub(crate) async fn events(&self) -> Vec<serde_json::Value> {
+        self.audit.drain(std::time::Duration::from_secs(20)).await.unwrap();
+        let log = std::fs::read_to_string(self.directory.path().join("audit.log")).unwrap();
+        log.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
     pub(crate) async fn http1(&self) -> conn::http1::SendRequest<BoxBody<Bytes, Infallible>> {
@@ -469,6 +505,7 @@ async fn start_upstream(directory: &Path, terms: &Terms, seen: Arc<Seen>, handle
                 if http2 {
                     let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
                         .max_concurrent_streams(streams)
+                        .max_header_list_size(1 << 20)
                         .serve_connection(io, service);
                     let mut connection = std::pin::pin!(connection);
                     tokio::select! {
@@ -481,6 +518,7 @@ async fn start_upstream(directory: &Path, terms: &Terms, seen: Arc<Seen>, handle
                 } else {
                     let _ = hyper::server::conn::http1::Builder::new()
                         .half_close(true)
+                        .max_headers(1024)
                         .serve_connection(io, service)
                         .with_upgrades()
                         .await;

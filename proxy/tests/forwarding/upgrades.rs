@@ -13,12 +13,12 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::stage::{Stage, Terms, upstream_tls, whole};
 
-const ASK: &str = "GET /api/v1/namespaces/default/pods/p/exec?command=cat HTTP/1.1\r\nhost: k\r\n\
+pub(crate) const ASK: &str = "GET /api/v1/namespaces/default/pods/p/exec?command=cat HTTP/1.1\r\nhost: k\r\n\
     authorization: Bearer pod-token\r\nconnection: keep-alive, Upgrade\r\nupgrade: websocket\r\n\
     sec-websocket-protocol: base64url.bearer.authorization.k8s.io.cG9k, v5.channel.k8s.io\r\n\r\n";
 
 /// Reads a head, byte by byte so that nothing behind it is taken.
-async fn head(io: &mut (impl AsyncRead + Unpin)) -> String {
+pub(crate) async fn head(io: &mut (impl AsyncRead + Unpin)) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(
@@ -32,7 +32,7 @@ async fn head(io: &mut (impl AsyncRead + Unpin)) -> String {
 }
 
 /// An upstream that speaks for itself, one connection.
-async fn raw<F, R>(script: F) -> (Stage, tokio::task::JoinHandle<()>)
+pub(crate) async fn raw<F, R>(script: F) -> (Stage, tokio::task::JoinHandle<()>)
 where
     F: FnOnce(tokio_rustls::server::TlsStream<tokio::net::TcpStream>) -> R + Send + 'static,
     R: Future<Output = ()> + Send,

@@ -17,6 +17,8 @@ use std::{
 use nix::libc;
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::tricks::Tricks;
+
 pub(super) const MARK: &str = "UNDERSTUDY_TEST_DIALLER";
 pub(super) const ANSWER: &str = "@@ ";
 
@@ -38,6 +40,7 @@ fn dialler_process() {
 struct Process {
     sockets: HashMap<String, Socket>,
     served: Arc<AtomicU32>,
+    tricks: Tricks,
 }
 
 impl Process {
@@ -142,7 +145,7 @@ impl Process {
             }
             ["served"] => self.served.load(Ordering::SeqCst).to_string(),
             ["cookie"] => cookie(&TcpListener::bind("127.0.0.1:0").unwrap()).to_string(),
-            _ => panic!("{words:?}"),
+            _ => self.tricks.obey(&mut self.sockets, words),
         }
     }
 
@@ -201,16 +204,16 @@ fn greetings(address: SocketAddr, times: u32) -> String {
     heard.join(",")
 }
 
-fn connect(socket: &Socket, address: SocketAddr) -> io::Result<()> {
+pub(super) fn connect(socket: &Socket, address: SocketAddr) -> io::Result<()> {
     socket.connect(&address.into())
 }
 
-fn ends(socket: &Socket) -> io::Result<(SocketAddr, SocketAddr)> {
+pub(super) fn ends(socket: &Socket) -> io::Result<(SocketAddr, SocketAddr)> {
     let internet = |address: socket2::SockAddr| address.as_socket().ok_or(io::Error::from(io::ErrorKind::InvalidData));
     Ok((internet(socket.local_addr()?)?, internet(socket.peer_addr()?)?))
 }
 
-fn answer(done: io::Result<(SocketAddr, SocketAddr)>) -> String {
+pub(super) fn answer(done: io::Result<(SocketAddr, SocketAddr)>) -> String {
     match done {
         Ok((local, peer)) => format!("ok {local} {peer}"),
         Err(error) => format!("err {}", error.raw_os_error().unwrap_or(0)),

@@ -8,8 +8,13 @@
     reason = "shared by tests that use parts of it each"
 )]
 
+mod agent;
 mod crowd;
 mod dialler;
+pub(crate) mod foreign;
+mod mortal;
+mod tagged;
+mod tricks;
 
 use std::{
     fs,
@@ -27,7 +32,11 @@ use understudy::{
     pod::{CgroupId, NetnsCookie},
 };
 
+pub(crate) use agent::{Agent, dial, dial_when_possible, patiently, wanted};
 pub(crate) use crowd::Crowd;
+pub(crate) use foreign::Foreign;
+pub(crate) use mortal::{Death, Mortal};
+pub(crate) use tagged::{TaggedPod, flow_table};
 
 pub(crate) const API_V4: &str = "10.96.0.1:443";
 pub(crate) const API_V6: &str = "[fd00:96::1]:443";
@@ -84,6 +93,8 @@ impl Node {
         // A machine that is busy with other tests may be late by more than the second of a real node.
         Options {
             heartbeat_max_age: Duration::from_secs(30),
+            // Beside those of other tests' nodes, which aren't to count each other's connects.
+            whole_hierarchy: false,
             ..Options::new(self.pin_dir())
         }
     }
@@ -131,21 +142,26 @@ impl Node {
 
     fn dialler(&self, cgroup: &str, wrapper: &mut Command) -> Dialler {
         fs::create_dir_all(self.path(cgroup)).unwrap();
-        let mut child = wrapper
-            .arg(std::env::current_exe().unwrap())
-            .args(["node::dialler::dialler_process", "--exact", "--ignored", "--nocapture"])
-            .env(dialler::MARK, "1")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let stdin = child.stdin.take().unwrap();
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        let mut dialler = Dialler { child, stdin, stdout };
+        let mut dialler = start(wrapper);
         fs::write(self.path(cgroup).join("cgroup.procs"), dialler.pid().to_string()).unwrap();
         dialler.ask("hello");
         dialler
     }
+}
+
+/// Starts the process that does as it is told, in a wrapper.
+fn start(wrapper: &mut Command) -> Dialler {
+    let mut child = wrapper
+        .arg(std::env::current_exe().unwrap())
+        .args(["node::dialler::dialler_process", "--exact", "--ignored", "--nocapture"])
+        .env(dialler::MARK, "1")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let stdin = child.stdin.take().unwrap();
+    let stdout = BufReader::new(child.stdout.take().unwrap());
+    Dialler { child, stdin, stdout }
 }
 
 impl Drop for Node {
@@ -173,6 +189,15 @@ pub(crate) fn api_servers() -> std::collections::BTreeSet<SocketAddr> {
         .iter()
         .map(|address| address.parse().unwrap())
         .collect()
+}
+
+/// A port of the loopback's that nobody listens on.
+pub(crate) fn free_port(process: &mut Dialler) -> u16 {
+    process.socket("free", "v4");
+    process.does("bind free 127.0.0.1:0");
+    let port = process.ask("port free").parse().unwrap();
+    process.close("free");
+    port
 }
 
 /// Waits for a condition, for ten seconds at most.
@@ -209,6 +234,21 @@ impl Dialler {
         self.child.id()
     }
 
+    /// A process that stays in the cgroup of the test, beside the node's, in its namespace.
+    pub(crate) fn neighbour_outside(&self) -> Dialler {
+        start(Command::new("nsenter").arg(format!("--net=/proc/{}/ns/net", self.pid())))
+    }
+
+    /// Runs a command of words in its network namespace.
+    pub(crate) fn within(&self, command: &str) {
+        let status = Command::new("nsenter")
+            .arg(format!("--net=/proc/{}/ns/net", self.pid()))
+            .args(command.split(' '))
+            .status()
+            .unwrap();
+        assert!(status.success(), "{command}");
+    }
+
     pub(crate) fn ask(&mut self, command: &str) -> String {
         writeln!(self.stdin, "{command}").unwrap();
         let mut line = String::new();
@@ -229,6 +269,26 @@ impl Dialler {
     /// Dials, and keeps the connection under a name. The error is an errno.
     pub(crate) fn dial(&mut self, name: &str, address: &str) -> Result<Ends, i32> {
         ends(&self.ask(&format!("dial {name} {address}")))
+    }
+
+    /// Makes a socket, and keeps it under a name: `v4`, `v6` or `mptcp`.
+    pub(crate) fn socket(&mut self, name: &str, kind: &str) {
+        self.does(&format!("socket {name} {kind}"));
+    }
+
+    /// Dials with a socket that is there.
+    pub(crate) fn connect(&mut self, name: &str, address: &str) -> Result<Ends, i32> {
+        ends(&self.ask(&format!("connect {name} {address}")))
+    }
+
+    /// A command that is to succeed.
+    pub(crate) fn does(&mut self, command: &str) {
+        assert_eq!(self.ask(command), "ok", "{command}");
+    }
+
+    /// A command that dials.
+    pub(crate) fn dials(&mut self, command: &str) -> Result<Ends, i32> {
+        ends(&self.ask(command))
     }
 
     /// Disconnects a connection's socket and dials again with it.

@@ -414,6 +414,15 @@ impl Agent {
             .context("VmRSS is a number of kB")
     }
 
+    /// How many files it has open, sockets and all.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn open_files(&self) -> Result<usize> {
+        let files = fs::read_dir(format!("/proc/{}/fd", self.pid()?)).context("the agent has ended")?;
+        Ok(files.count())
+    }
+
     /// Its process id.
     ///
     /// # Errors

@@ -2,7 +2,9 @@
 //! linked once.
 
 mod addresses;
+mod attack;
 mod away;
+mod churn;
 mod clients;
 mod cluster;
 mod confined;
