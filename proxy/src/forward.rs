@@ -285,7 +285,12 @@ impl Forwarder {
 
     /// The cause goes to the log; the client is told which kind.
     fn unreachable(&self, session: &LiveSession, error: &UpstreamError) -> Refusal {
-        tracing::warn!(session = %session.id, %error, "a request was not answered by the upstream");
+        if error.given_up() {
+            // A pod can bring this about as often as it likes.
+            tracing::debug!(session = %session.id, %error, "a client broke off its request");
+        } else {
+            tracing::warn!(session = %session.id, %error, "a request was not answered by the upstream");
+        }
         if let Some(limit) = error.limit() {
             self.metrics.limit_hit(limit);
             return Refusal::Overloaded;

@@ -4,6 +4,7 @@
 //!
 //! What a property compares with is written down anew here, not taken from the module that it judges.
 
+mod certificates;
 mod handshake;
 mod heads;
 mod kernel;
@@ -15,13 +16,14 @@ mod target;
 pub type Property = fn(&[u8]);
 
 /// Each by the name of its fuzz target and of its corpus.
-pub const PROPERTIES: [(&str, Property); 9] = [
+pub const PROPERTIES: [(&str, Property); 10] = [
     ("request_head", heads::request),
     ("answer_head", heads::answer),
     ("request_target", target::holds),
     ("session_file", sessions::file),
     ("session_resource", sessions::resource),
     ("client_hello", handshake::holds),
+    ("client_certificate", certificates::holds),
     ("flow_record", kernel::flow),
     ("socket_diag", kernel::diag),
     ("upgrade", pipe::holds),

@@ -21,7 +21,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     caller::x509::Certificate,
     forward::{Forwarder, Origin},
-    limits::{Limits, descriptors, load::Place},
+    limits::{Limits, load::Place},
     metrics::{Limit, Metrics},
     pod::{EnrolledPod, Inbound, SessionId},
     sessions::store::SessionLookup,
@@ -79,9 +79,6 @@ impl Server {
     }
 
     fn admit(&self, accepted: &Inbound) -> Result<Place, Limit> {
-        if descriptors::is_reserved(&accepted.stream) {
-            return Err(Limit::OpenFiles);
-        }
         let pressure = &self.forwarder.pressure;
         if pressure.refuses(&accepted.pod) {
             return Err(Limit::Memory);

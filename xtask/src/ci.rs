@@ -8,11 +8,12 @@ use crate::chores::{self, Selection};
 use crate::command::{cargo, probe, progress, run};
 use crate::refused::Page;
 use crate::setup::{self, Toolchain};
-use crate::{boundaries, build, fuzz, manifests};
+use crate::{boundaries, build, fuzz, invariants, manifests};
 
 const ADVISORY_DATABASE: &str = "https://github.com/RustSec/advisory-db";
 
-/// Format, lints, where unsafe code is, the dependencies' terms, what an operator applies, the fuzz targets, and all tests.
+/// Format, lints, where unsafe code is, the invariants' tests, the dependencies' terms, what an operator applies, the
+/// fuzz targets, and all tests.
 ///
 /// # Errors
 /// At the first of them that doesn't hold.
@@ -34,6 +35,7 @@ pub(crate) fn ci() -> Result<()> {
         .args(["--", "--deny", "warnings"]))?;
     boundaries::check()?;
     deny()?;
+    invariants::check()?;
     manifests::check()?;
     fuzz::smoke()?;
     chores::test(&Selection::default(), Page::Check)

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::command::{progress, run};
+use crate::command::run;
 use crate::setup::{self, Fuzzer};
 use crate::workspace;
 

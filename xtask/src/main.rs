@@ -9,6 +9,7 @@ mod ci;
 mod command;
 mod fuzz;
 mod image;
+mod invariants;
 mod manifests;
 mod refused;
 mod setup;

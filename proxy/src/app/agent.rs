@@ -22,7 +22,7 @@ use super::{
     confine::syscalls,
     intercept::{Interception, intercept, retire, succeed},
     outfit::{ClientCa, Outfit},
-    report::{register, register_kernel, report_pods, report_token},
+    report::{register, register_kernel, report_full_pods, report_pods, report_token},
     source::Source,
 };
 use crate::{
@@ -129,6 +129,7 @@ impl Agent {
         };
         let (enrolment, kernel) = intercept(interception, accept, no_new_connections.clone(), addresses_ready).await?;
         syscalls::forbid_loading()?;
+        let kernel_side = Arc::downgrade(&kernel);
         {
             let mut registry = registry.write().unwrap_or_else(PoisonError::into_inner);
             register(&mut registry, &lookup, &dials, &cluster.own_token, &certificate);
@@ -148,6 +149,7 @@ impl Agent {
         let (connections, streams) = (TaskTracker::new(), TaskTracker::new());
         let pressure = watch_memory(&options.limits, &metrics);
         let metrics = Arc::new(metrics);
+        tokio::spawn(report_full_pods(kernel_side, Arc::clone(&metrics)));
         let server = inbound::Server {
             forwarder: Arc::new(Forwarder {
                 sessions: lookup,
@@ -254,6 +256,14 @@ fn watch_memory(limits: &Limits, metrics: &Metrics) -> Arc<Pressure> {
         tokio::spawn(Arc::clone(&pressure).watch(limit, memory::resident, metrics.clone()));
     }
     pressure
+}
+
+/// Where and how the kernel side is installed.
+fn installation(options: &AgentOptions) -> kernel::Options {
+    kernel::Options {
+        flows_per_pod: options.limits.max_pending_connections,
+        ..kernel::Options::new(&options.kernel.pin_dir)
+    }
 }
 
 /// The cluster that the agent serves: where its API server is, who vouches for it, and the agent's own token there.

@@ -156,7 +156,7 @@ impl Certificate {
 }
 
 /// The user that a certificate names, if any.
-fn user(certificate: &CertificateDer<'_>) -> Result<Option<UserInfo>, CertificateError> {
+pub(crate) fn user(certificate: &CertificateDer<'_>) -> Result<Option<UserInfo>, CertificateError> {
     let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| CertificateError::Malformed)?;
     let mut name = String::new();
     let mut groups = Vec::new();

@@ -14,6 +14,7 @@ use tracing::{debug, error, warn};
 use super::refusals::{Refusal, Refusals};
 use crate::{
     kernel::{Flow, Kernel},
+    limits::descriptors,
     pod::{CgroupId, ClientAddr, EnrolledPod, Inbound, NetnsCookie, OriginalDst},
 };
 
@@ -79,6 +80,10 @@ impl Acceptor {
             error!(%error, "a connection is refused");
             Refusal::Unreadable
         })?;
+        // Its record is taken in any case, and its place in the table free again.
+        if descriptors::is_reserved(stream) {
+            return Err(Refusal::OpenFiles);
+        }
         if !is_open(stream) {
             return Err(Refusal::Reset);
         }

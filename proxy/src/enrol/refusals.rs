@@ -15,16 +15,19 @@ pub enum Refusal {
     Unreadable,
     /// Its client has reset it, and whoever has its address by now is another.
     Reset,
+    /// The descriptors that are left are kept for what isn't a pod's.
+    OpenFiles,
 }
 
 impl Refusal {
     /// Every reason.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::NoRecord,
         Self::OtherPod,
         Self::Stale,
         Self::Unreadable,
         Self::Reset,
+        Self::OpenFiles,
     ];
 
     /// Its name as metrics have it.
@@ -36,6 +39,7 @@ impl Refusal {
             Self::Stale => "stale",
             Self::Unreadable => "unreadable",
             Self::Reset => "reset",
+            Self::OpenFiles => "open_files",
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The first bytes of a connection, as far as TLS reads them.
 
 use std::{
-    io::{ErrorKind, Read as _},
+    io::Read as _,
     sync::{Arc, OnceLock},
 };
 
@@ -37,11 +37,8 @@ pub(super) fn holds(bytes: &[u8]) {
         assert!(connection.early_data().is_none(), "early data is taken");
         let mut request = [0];
         let plain = connection.reader().read(&mut request);
-        assert_eq!(
-            plain.map_err(|error| error.kind()),
-            Err(ErrorKind::WouldBlock),
-            "a request before the handshake"
-        );
+        // Its end may have been told.
+        assert!(matches!(plain, Ok(0) | Err(_)), "a request before the handshake");
         if read.is_err() {
             break;
         }

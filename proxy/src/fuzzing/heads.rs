@@ -7,6 +7,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, header, request::Parts};
 use percent_encoding::percent_decode_str;
 
 use crate::{
+    caller::nested::Requested,
     credentials::BearerToken,
     identity::{ActsAs, dress, guard, strip, strip_response},
     pod::SessionId,
@@ -57,6 +58,8 @@ pub(super) fn request(bytes: &[u8]) {
         "a client that impersonates passes"
     );
 
+    let guarded_for_callers = guard(&head, true).is_ok();
+
     let token: Result<BearerToken, _> = TOKEN.parse();
     let Ok(token) = token else { return };
     let undressable = came.keys().any(carries_identity);
@@ -87,10 +90,43 @@ pub(super) fn request(bytes: &[u8]) {
     assert_eq!(rest, stripped, "dressing changed something else");
     let credentials: Vec<_> = ours.get_all("authorization").iter().collect();
     assert_eq!(credentials, [&format!("Bearer {TOKEN}")]);
-    match acts_as {
+    match &acts_as {
         Some(_) => assert_eq!(Impersonated::read(&ours), granted.impersonated()),
         None => assert_eq!(ours.len(), 1, "an identity that nobody granted"),
     }
+
+    let mut nobodys = stripped.clone();
+    let dressed = dress(&mut nobodys, None, acts_as.as_ref(), told);
+    assert_eq!(
+        (dressed, &nobodys),
+        (Ok(()), &stripped),
+        "without a credential nothing goes on"
+    );
+    if guarded_for_callers {
+        asked_for(&came, &token, stripped);
+    }
+}
+
+/// What a caller asks to be, where it may ask: asked on as the API server would have read it, or refused.
+fn asked_for(came: &HeaderMap, token: &BearerToken, mut stripped: HeaderMap) {
+    let Ok(Some(requested)) = Requested::read(came) else {
+        return;
+    };
+    let Ok(acts_as) = ActsAs::requested(requested.user()) else {
+        return;
+    };
+    if dress(&mut stripped, Some(token), Some(&acts_as), None).is_err() {
+        panic!("what was stripped can't be dressed");
+    }
+    let is_identity = |(name, _): &(HeaderName, HeaderValue)| carries_identity(name);
+    let asked: HeaderMap = lines_of(came)
+        .filter(|(name, _)| name.as_str().starts_with("impersonate-"))
+        .collect();
+    let mut asked = Impersonated::read(&asked);
+    // An empty UID is none.
+    asked.uid.retain(|uid| !uid.is_empty());
+    let dressed: HeaderMap = lines_of(&stripped).filter(is_identity).collect();
+    assert_eq!(Impersonated::read(&dressed), asked);
 }
 
 /// Whatever an upstream says, nothing that is its connection's reaches the client, and all else does.
@@ -115,12 +151,12 @@ struct Granted {
 
 /// The identity that the API server reads from a head.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Impersonated {
-    user: Vec<String>,
-    groups: Vec<String>,
-    uid: Vec<String>,
-    extra: BTreeMap<String, Vec<String>>,
-    unknown: Vec<String>,
+pub(super) struct Impersonated {
+    pub(super) user: Vec<String>,
+    pub(super) groups: Vec<String>,
+    pub(super) uid: Vec<String>,
+    pub(super) extra: BTreeMap<String, Vec<String>>,
+    pub(super) unknown: Vec<String>,
 }
 
 impl Granted {
@@ -173,7 +209,7 @@ impl Granted {
 
 impl Impersonated {
     /// As `k8s.io/apiserver/pkg/endpoints/filters/impersonation` does: extra keys in lower case, percent-decoded.
-    fn read(headers: &HeaderMap) -> Self {
+    pub(super) fn read(headers: &HeaderMap) -> Self {
         let mut read = Self::default();
         for (name, value) in lines_of(headers) {
             let value = String::from_utf8_lossy(value.as_bytes()).into_owned();

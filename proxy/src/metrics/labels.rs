@@ -122,6 +122,8 @@ pub enum Limit {
     HeaderTimeout,
     /// A pod has as many connections as it may.
     ConnectionsPerPod,
+    /// A pod has as many connections on their way to its listener as it may.
+    PendingConnections,
     /// A pod has as many handshakes under way as it may.
     HandshakesPerPod,
     /// A pod has as many requests in flight as it may.
@@ -132,7 +134,7 @@ pub enum Limit {
     UpstreamConnections,
     /// As many audit events wait as may, and a request waited for room in vain.
     AuditBacklog,
-    /// The process has no file descriptor left.
+    /// The process has no file descriptor left for a connection upstream.
     OpenFiles,
     /// The agent's memory is nearly used up.
     Memory,
@@ -140,12 +142,13 @@ pub enum Limit {
 
 impl Limit {
     /// All, as the metric shows them from the start.
-    pub(super) const ALL: [Self; 12] = [
+    pub(super) const ALL: [Self; 13] = [
         Self::HeaderBytes,
         Self::Headers,
         Self::HandshakeTimeout,
         Self::HeaderTimeout,
         Self::ConnectionsPerPod,
+        Self::PendingConnections,
         Self::HandshakesPerPod,
         Self::RequestsPerPod,
         Self::LongRunningPerPod,
@@ -164,6 +167,7 @@ impl Limit {
             Self::HandshakeTimeout => "handshake-timeout",
             Self::HeaderTimeout => "header-timeout",
             Self::ConnectionsPerPod => "connections-per-pod",
+            Self::PendingConnections => "pending-connections",
             Self::HandshakesPerPod => "handshakes-per-pod",
             Self::RequestsPerPod => "requests-per-pod",
             Self::LongRunningPerPod => "long-running-per-pod",

@@ -12,6 +12,8 @@ use std::{
     sync::Arc,
 };
 
+use secrecy::zeroize::Zeroizing;
+
 use super::{
     Declared,
     manifest::{Envelope, PodManifest, without_values},
@@ -201,7 +203,9 @@ impl SessionFiles {
 }
 
 fn read_file(path: &Path, policy: Policy) -> Result<Vec<Declared>, FileError> {
-    let text = std::fs::read_to_string(path).map_err(|source| FileError::Read {
+    // It may hold tokens, and is wiped when they have been taken out of it.
+    let text = std::fs::read_to_string(path).map(Zeroizing::new);
+    let text = text.map_err(|source| FileError::Read {
         path: path.to_owned(),
         source,
     })?;

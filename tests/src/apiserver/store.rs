@@ -81,11 +81,7 @@ impl Store {
     }
 
     pub(crate) fn get(&self, resource: &Resource, namespace: &str, name: &str) -> Result<Arc<Value>, Status> {
-        lock(&self.state)
-            .objects
-            .get(&Key::new(resource, namespace, name))
-            .cloned()
-            .ok_or_else(|| Status::not_found(resource.group, resource.plural, name))
+        lock(&self.state).found(resource, &Key::new(resource, namespace, name))
     }
 
     /// The objects of a resource, in one namespace or (empty) in all, and the version of the list.
@@ -146,11 +142,7 @@ impl Store {
     ) -> Result<Arc<Value>, Status> {
         let mut state = lock(&self.state);
         let key = Key::new(resource, namespace, name);
-        let old = state
-            .objects
-            .get(&key)
-            .cloned()
-            .ok_or_else(|| Status::not_found(resource.group, resource.plural, name))?;
+        let old = state.found(resource, &key)?;
         let mut new = change(&old)?;
         same_object(resource, name, &old, &new)?;
         let metadata = &mut new["metadata"];
@@ -189,11 +181,7 @@ impl Store {
     ) -> Result<Deletion, Status> {
         let mut state = lock(&self.state);
         let key = Key::new(resource, namespace, name);
-        let old = state
-            .objects
-            .get(&key)
-            .cloned()
-            .ok_or_else(|| Status::not_found(resource.group, resource.plural, name))?;
+        let old = state.found(resource, &key)?;
         options.meets(resource, name, &old)?;
         let Some(marked) = options.mark(resource, &old) else {
             self.changed.notify_one();
@@ -264,6 +252,12 @@ fn same_object(resource: &Resource, name: &str, old: &Value, new: &Value) -> Res
 }
 
 impl State {
+    /// The object that is kept there.
+    fn found(&self, resource: &Resource, key: &Key) -> Result<Arc<Value>, Status> {
+        let found = self.objects.get(key).cloned();
+        found.ok_or_else(|| Status::not_found(resource.group, resource.plural, &key.name))
+    }
+
     pub(super) fn list(&self, resource: &Resource, namespace: &str) -> Vec<Arc<Value>> {
         let first = Key::new(resource, namespace, "");
         self.objects

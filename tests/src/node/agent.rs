@@ -17,7 +17,7 @@ use nix::{
 use tokio::{process::Child, time::timeout};
 
 use super::{
-    AuditEvent, Command, Metrics, NODE_NAME, Node, audit, binaries,
+    AuditEvent, Command, MemoryLimit, Metrics, NODE_NAME, Node, audit, binaries,
     network::{API_SERVER, SERVICE_V4},
     session,
 };
@@ -62,8 +62,9 @@ pub struct AgentOptions {
     log_level: String,
     env: BTreeMap<String, String>,
     ca_file: Option<PathBuf>,
+    audit_log: Option<PathBuf>,
+    launcher: Vec<String>,
     arguments: Vec<String>,
-    capabilities: Option<Vec<String>>,
 }
 
 impl Default for AgentOptions {
@@ -82,8 +83,9 @@ impl Default for AgentOptions {
             log_level: "trace".to_owned(),
             env: env.map(|(name, value)| (name.to_owned(), value)).into(),
             ca_file: None,
+            audit_log: None,
+            launcher: Vec::new(),
             arguments: Vec::new(),
-            capabilities: None,
         }
     }
 }
@@ -160,10 +162,38 @@ impl AgentOptions {
         self
     }
 
+    /// The file that it writes its audit log to.
+    #[must_use]
+    pub fn audit_log(mut self, file: PathBuf) -> Self {
+        self.audit_log = Some(file);
+        self
+    }
+
+    /// How many files it may have open.
+    #[must_use]
+    pub fn open_files(mut self, most: u32) -> Self {
+        let launcher = ["prlimit".to_owned(), format!("--nofile={most}:{most}")];
+        self.launcher.extend(launcher);
+        self
+    }
+
+    /// How much memory it may have.
+    #[must_use]
+    pub fn memory(mut self, limit: &MemoryLimit) -> Self {
+        let join = r#"echo $$ > "$0"; exec "$@""#;
+        let processes = limit.processes().display().to_string();
+        self.launcher
+            .extend(["sh".to_owned(), "-euc".to_owned(), join.to_owned(), processes]);
+        self
+    }
+
     /// Grants it these capabilities, named as in a container's securityContext, and no others: as a container's root.
     #[must_use]
     pub fn capabilities(mut self, names: &[String]) -> Self {
-        self.capabilities = Some(names.to_vec());
+        let granted: String = names.iter().map(|name| format!(",+{}", name.to_lowercase())).collect();
+        let launcher = ["setpriv", "--inh-caps=-all", "--no-new-privs"].map(str::to_owned);
+        self.launcher.extend(launcher);
+        self.launcher.push(format!("--bounding-set=-all{granted}"));
         self
     }
 
@@ -172,6 +202,12 @@ impl AgentOptions {
     pub fn arg(mut self, argument: &str) -> Self {
         self.arguments.push(argument.to_owned());
         self
+    }
+
+    /// Adds arguments.
+    #[must_use]
+    pub fn args<const N: usize>(self, arguments: [&str; N]) -> Self {
+        arguments.into_iter().fold(self, Self::arg)
     }
 }
 
@@ -245,7 +281,7 @@ impl Agent {
         let command = understudy(node, options)?.arg("agent");
         let mut command = with_cluster(with_kernel(command, node), node, options);
         command = command.arg("--run-dir").arg(node.run_dir());
-        command = command.arg("--audit-log").arg(files.join("audit.jsonl"));
+        command = command.arg("--audit-log").arg(audit_log(node, options));
         command = command.arg("--admin-address").arg(options.admin.to_string());
         match options.sessions {
             Sessions::Files => {
@@ -343,7 +379,15 @@ impl Agent {
     /// # Errors
     /// A line is no audit event.
     pub fn audit(&self) -> Result<Vec<AuditEvent>> {
-        audit::read(&files(&self.node, &self.options).join("audit.jsonl"))
+        audit::read(&audit_log(&self.node, &self.options))
+    }
+
+    /// What its audit log says that it lacks: how many events, for each gap.
+    ///
+    /// # Errors
+    /// A line is neither an event nor a gap.
+    pub fn audit_gaps(&self) -> Result<Vec<u64>> {
+        audit::gaps(&audit_log(&self.node, &self.options))
     }
 
     /// Its metrics now.
@@ -368,6 +412,15 @@ impl Agent {
             .trim_end_matches(" kB")
             .parse()
             .context("VmRSS is a number of kB")
+    }
+
+    /// How many files it has open, sockets and all.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn open_files(&self) -> Result<usize> {
+        let files = fs::read_dir(format!("/proc/{}/fd", self.pid()?)).context("the agent has ended")?;
+        Ok(files.count())
     }
 
     /// Its process id.
@@ -396,6 +449,14 @@ impl Agent {
         let url = format!("http://{}/readyz", self.options.admin);
         let asking = self.node.command(binaries::probe()?)?.args(["get", &url]);
         Ok(asking.output().await?.text())
+    }
+
+    /// Whether it answers `/livez`, within a probe's patience.
+    ///
+    /// # Errors
+    /// It doesn't.
+    pub async fn alive(&self) -> Result<()> {
+        self.admin("livez").await.map(drop)
     }
 
     /// Waits until it is ready, after [`Agent::launch`].
@@ -431,15 +492,10 @@ impl Drop for Agent {
 }
 
 fn understudy(node: &Node, options: &AgentOptions) -> Result<Command> {
-    let command = match &options.capabilities {
-        None => node.command(binaries::understudy()?)?,
-        Some(names) => {
-            let granted: String = names.iter().map(|name| format!(",+{}", name.to_lowercase())).collect();
-            node.command("setpriv")?
-                .args(["--inh-caps=-all", "--no-new-privs"])
-                .arg(format!("--bounding-set=-all{granted}"))
-                .arg(binaries::understudy()?)
-        }
+    let program = binaries::understudy()?;
+    let command = match options.launcher.split_first() {
+        None => node.command(program)?,
+        Some((launcher, arguments)) => node.command(launcher)?.args(arguments).arg(program),
     };
     let command = command.env("RUST_LOG", &options.log_level);
     Ok(options
@@ -463,6 +519,11 @@ fn with_cluster(command: Command, node: &Node, options: &AgentOptions) -> Comman
         .arg(files(node, options).join("token"))
         .arg("--ca-file")
         .arg(ca_file)
+}
+
+fn audit_log(node: &Node, options: &AgentOptions) -> PathBuf {
+    let default = || files(node, options).join("audit.jsonl");
+    options.audit_log.clone().unwrap_or_else(default)
 }
 
 fn files(node: &Node, options: &AgentOptions) -> PathBuf {

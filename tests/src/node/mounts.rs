@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::{self, Write as _},
     path::{Path, PathBuf},
 };
 
@@ -68,6 +69,67 @@ impl BpfFs {
 }
 
 impl Drop for BpfFs {
+    fn drop(&mut self) {
+        let _ = umount2(&self.path, MntFlags::MNT_DETACH);
+    }
+}
+
+/// A disk of a few bytes, for what becomes of one that is full.
+#[derive(Debug)]
+pub struct SmallDisk {
+    path: PathBuf,
+}
+
+impl SmallDisk {
+    /// Mounts one on `path`, which is made.
+    ///
+    /// # Errors
+    /// It can't be mounted.
+    pub fn mount(path: PathBuf, bytes: u64) -> Result<Self> {
+        fs::create_dir_all(&path).with_context(|| format!("making {}", path.display()))?;
+        let size = format!("size={bytes}");
+        mount(
+            Some("tmpfs"),
+            &path,
+            Some("tmpfs"),
+            MsFlags::empty(),
+            Some(size.as_str()),
+        )
+        .with_context(|| format!("cannot mount a tmpfs on {}", path.display()))?;
+        Ok(Self { path })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Takes up all the room that there is.
+    ///
+    /// # Errors
+    /// It isn't full at the end.
+    pub fn fill(&self) -> Result<()> {
+        let mut filling = fs::File::create(self.path.join("filling"))?;
+        loop {
+            match filling.write(&[0; 4096]) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::StorageFull => return Ok(()),
+                Err(error) => return Err(error).context("filling a disk"),
+            }
+        }
+    }
+
+    /// Gives it back.
+    ///
+    /// # Errors
+    /// It wasn't taken.
+    pub fn relieve(&self) -> Result<()> {
+        fs::remove_file(self.path.join("filling")).context("relieving a disk")
+    }
+}
+
+impl Drop for SmallDisk {
     fn drop(&mut self) {
         let _ = umount2(&self.path, MntFlags::MNT_DETACH);
     }

@@ -1,23 +1,12 @@
 //! What is turned and what isn't, and what a socket says about it.
 
 use anyhow::Result;
-use serde_json::Value;
 use understudy_tests::node::{
-    Agent, AgentOptions, ApiServer, Node, Pod, PodSpec, Session, binaries,
+    Agent, AgentOptions, ApiServer, Node, PodSpec, Session, binaries,
     network::{API_SERVER, ENDPOINT_V4, SERVICE_V4, mapped},
 };
 
-use crate::world::{World, whoami};
-
-async fn dial(pod: &Pod, addresses: &[String]) -> Result<Vec<Value>> {
-    let printed = pod
-        .command(binaries::probe()?)
-        .arg("dial")
-        .args(addresses)
-        .stdout()
-        .await?;
-    printed.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
-}
+use crate::world::{World, dial, whoami};
 
 /// Every address of the API server, the IPv4 ones also as dual-stack programs dial them.
 fn every_form() -> Vec<String> {
@@ -32,7 +21,7 @@ fn every_form() -> Vec<String> {
 #[tokio::test]
 async fn every_address_of_the_api_server_is_turned_and_getpeername_says_the_original() -> Result<()> {
     let world = World::with_test_server().await?;
-    for seen in dial(&world.pod, &every_form()).await? {
+    for seen in dial(&world.pod, every_form()).await? {
         assert_eq!(seen["peer"], seen["dialled"], "{seen}");
     }
     for address in every_form() {
@@ -77,12 +66,12 @@ async fn an_untagged_process_sees_the_same_peer_errno_and_data_with_the_agent_as
     let mut addresses = every_form();
     // A port where nobody listens, and an address that there is no way to.
     addresses.extend(["10.96.0.1:444".to_owned(), "192.0.2.1:443".to_owned()]);
-    let without = dial(&untagged, &addresses).await?;
+    let without = dial(&untagged, addresses.clone()).await?;
     let who_without = whoami(&untagged).await?;
 
     let _agent = Agent::start(&node, AgentOptions::default()).await?;
     let mark = api.mark().await?;
-    assert_eq!(dial(&untagged, &addresses).await?, without);
+    assert_eq!(dial(&untagged, addresses).await?, without);
     assert_eq!(whoami(&untagged).await?, who_without);
     for seen in api.seen_since(mark).await? {
         assert_eq!((&seen.user, &seen.impersonator), (&who_without, &None), "{seen:?}");
@@ -97,7 +86,10 @@ async fn an_untagged_process_sees_the_same_peer_errno_and_data_with_the_agent_as
 async fn a_tagged_pods_other_connections_are_not_touched() -> Result<()> {
     let world = World::new().await?;
     let others = ["10.96.0.1:444".to_owned(), "172.30.0.2:9".to_owned()];
-    assert_eq!(dial(&world.pod, &others).await?, dial(&world.untagged, &others).await?);
+    assert_eq!(
+        dial(&world.pod, others.clone()).await?,
+        dial(&world.untagged, others).await?
+    );
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use rstest::rstest;
-use understudy_tests::node::{AgentOptions, ApiServer, Family, Node, PodSpec, Trust, binaries, eventually};
+use understudy_tests::node::{AgentOptions, ApiServer, Family, Node, PodSpec, binaries, eventually};
 
 use crate::world::{World, curl, whoami};
 
@@ -40,15 +40,7 @@ async fn kubectl_acts_as_the_sessions_account(#[case] family: Family) -> Result<
 
 #[tokio::test]
 async fn a_pod_trusts_the_agents_own_ca_once_it_is_published() -> Result<()> {
-    let node = Node::new()?;
-    let api = ApiServer::start(&node).await?;
-    let world = World::around(
-        node,
-        api,
-        PodSpec::named("shell"),
-        AgentOptions::default().trust(Trust::OwnCa),
-    )
-    .await?;
+    let world = World::with_own_ca().await?;
     let before = world.pod.kubectl("auth whoami").await?;
     assert!(
         before.stderr.contains("certificate signed by unknown authority"),

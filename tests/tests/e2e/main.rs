@@ -2,11 +2,14 @@
 //! linked once.
 
 mod addresses;
+mod attack;
 mod away;
+mod churn;
 mod clients;
 mod cluster;
 mod confined;
 mod definition;
+mod faults;
 mod hold;
 mod load;
 mod node_in_a_box;

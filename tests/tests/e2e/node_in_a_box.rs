@@ -5,9 +5,11 @@ use std::path::Path;
 use anyhow::Result;
 use serde_json::Value;
 use understudy_tests::node::{
-    ApiServer, Family, Node, Pod, PodSpec, Running, binaries,
+    ApiServer, Family, Node, PodSpec, Running, binaries,
     network::{API_SERVER, SERVICE_V4, SERVICE_V6, mapped},
 };
+
+use crate::world::dial;
 
 /// Something that accepts wherever the API server would.
 async fn stand_in(node: &Node) -> Result<Running> {
@@ -22,16 +24,6 @@ async fn stand_in(node: &Node) -> Result<Running> {
     let mut relay = relay.spawn()?;
     relay.stdout_until(|text| text.contains("relaying")).await?;
     Ok(relay)
-}
-
-async fn dial(pod: &Pod, addresses: impl IntoIterator<Item = String>) -> Result<Vec<Value>> {
-    let printed = pod
-        .command(binaries::probe()?)
-        .arg("dial")
-        .args(addresses)
-        .stdout()
-        .await?;
-    printed.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
 }
 
 #[tokio::test]

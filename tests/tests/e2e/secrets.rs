@@ -122,16 +122,8 @@ async fn the_agents_token_goes_to_no_server_that_the_ca_does_not_vouch_for() -> 
 /// The probe is what the other tests rest on: it must refuse a certificate that the pod's ca.crt doesn't vouch for.
 #[tokio::test]
 async fn clients_in_the_tests_verify_the_agents_certificate() -> Result<()> {
-    let node = Node::new()?;
-    let api = ApiServer::start(&node).await?;
-    // Its own CA, and nobody told the pod.
-    let world = World::around(
-        node,
-        api,
-        PodSpec::named("shell"),
-        AgentOptions::default().trust(Trust::OwnCa),
-    )
-    .await?;
+    // Nobody has told the pod of it.
+    let world = World::with_own_ca().await?;
     let output = world
         .pod
         .command(binaries::probe()?)

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 use understudy_tests::node::{
-    Agent, AgentOptions, ApiServer, Node, Output, Pod, PodSpec, Session, TestServerOptions, binaries,
+    Agent, AgentOptions, ApiServer, Node, Output, Pod, PodSpec, Session, TestServerOptions, Trust, binaries,
 };
 
 /// The stated limit on how long a session's end may take to end what runs in it.
@@ -41,6 +41,15 @@ impl World {
         let node = Node::new()?;
         let api = ApiServer::start_test_program(&node, server).await?;
         Self::around(node, api, PodSpec::named("shell"), agent).await
+    }
+
+    /// With whatever API server there is, and an agent whose own CA signs its certificate: the pod trusts it once it
+    /// is published.
+    pub(crate) async fn with_own_ca() -> Result<Self> {
+        let node = Node::new()?;
+        let api = ApiServer::start(&node).await?;
+        let options = AgentOptions::default().trust(Trust::OwnCa);
+        Self::around(node, api, PodSpec::named("shell"), options).await
     }
 
     pub(crate) async fn around(node: Node, api: ApiServer, pod: PodSpec, agent: AgentOptions) -> Result<Self> {
@@ -147,6 +156,17 @@ pub(crate) async fn curl(pod: &Pod, path: &str, arguments: &[&str]) -> Result<An
         head: output.stderr,
         body: output.stdout,
     })
+}
+
+/// What the probe says of each of these dials, in their order.
+pub(crate) async fn dial(pod: &Pod, addresses: impl IntoIterator<Item = String>) -> Result<Vec<Value>> {
+    let printed = pod
+        .command(binaries::probe()?)
+        .arg("dial")
+        .args(addresses)
+        .stdout()
+        .await?;
+    printed.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
 }
 
 /// Who the API server takes the pod for, asked with kubectl.

@@ -101,8 +101,11 @@ pub const FORBIDDEN: &[(&str, libc::c_long)] = &[
 /// What sockets the agent makes: to clients and servers, to the agent before it, and to ask the kernel about sockets.
 const FAMILIES: [libc::c_int; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
 
-/// The commands of bpf(2) that an agent in service gives: elements of maps, and what a descriptor is.
-const BPF_IN_SERVICE: [u32; 5] = [1, 2, 3, 4, 15];
+/// The commands of bpf(2) that an agent in service gives: elements of maps, one by one and in batches, and what a descriptor is.
+const BPF_IN_SERVICE: [u32; 6] = [1, 2, 3, 4, 15, 24];
+
+/// Requests of ioctl(2) that type on others' terminals: `TIOCSTI` and `TIOCLINUX`.
+const ONTO_TERMINALS: [u64; 2] = [0x5412, 0x541c];
 
 const WRITABLE_CODE: libc::c_int = libc::PROT_WRITE | libc::PROT_EXEC;
 
@@ -158,7 +161,7 @@ fn starting() -> Result<BpfProgram, FilterError> {
     let dumpable = vec![is(0, bits(libc::PR_SET_DUMPABLE)), is_not(1, 0)];
     let tracer = vec![is(0, bits(libc::PR_SET_PTRACER))];
     forbid_where(&mut rules, libc::SYS_prctl, [dumpable, tracer])?;
-    let onto_terminals = [libc::TIOCSTI, libc::TIOCLINUX].map(|request| vec![is(1, request)]);
+    let onto_terminals = ONTO_TERMINALS.map(|request| vec![is(1, request)]);
     forbid_where(&mut rules, libc::SYS_ioctl, onto_terminals)?;
     let mut program = unknown_to_us();
     program.extend(compile(rules)?);
