@@ -348,14 +348,6 @@ impl Cluster {
     }
 }
 
-/// How the kernel side is to be.
-fn installation(options: &AgentOptions) -> kernel::Options {
-    kernel::Options {
-        flows_per_pod: options.limits.max_pending_connections,
-        ..kernel::Options::new(&options.kernel.pin_dir)
-    }
-}
-
 /// The terms for pods, and for those whose callers may prove themselves by a certificate.
 fn terms_of_tls(certificate: &ServingCert) -> anyhow::Result<(Arc<ServerConfig>, Arc<ServerConfig>)> {
     let plain = server_config(certificate.clone())?;
