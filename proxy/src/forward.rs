@@ -226,7 +226,9 @@ impl Forwarder {
         exchange: &Exchange,
     ) -> Result<Acting, Refusal> {
         let Some(prover) = &session.prover else {
-            return Ok(Acting::Session);
+            // Without proof nobody is anybody: the agent's own token would go upstream as itself.
+            let is_lent = !session.spec.needs_proof();
+            return is_lent.then_some(Acting::Session).ok_or(Refusal::Internal);
         };
         let shown = Shown::read(headers, is_websocket)?;
         if session.spec.require_pod_token {

@@ -160,8 +160,8 @@ fn no_other_program_is_run_and_threads_and_connections_are_made() {
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn the_other_numbers_of_system_calls_are_unknown() {
-    let _alone = alone();
     const X32: libc::c_long = 0x4000_0000;
+    let _alone = alone();
     forbidden(|| {
         assert_eq!(call(X32 + libc::SYS_ptrace), Err(Errno::ENOSYS));
         assert_eq!(call(X32 + libc::SYS_getpid), Err(Errno::ENOSYS));

@@ -1,4 +1,4 @@
-//! What the agent itself runs out of: disk, memory. It says so, sheds what is too much, keeps its
+//! What the agent itself runs out of: disk, file descriptors, memory. It says so, sheds what is too much, keeps its
 //! probes, and is as before when there is enough again.
 
 use std::{collections::BTreeMap, time::Duration};
@@ -165,6 +165,53 @@ async fn a_full_disk_for_the_audit_log_is_never_silent(#[case] policy: &str) -> 
         format!(
             "{BACKLOG} events are kept; a further request: {becomes}; counted, logged once, /readyz says so; written down as a gap when there is room"
         ),
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn out_of_file_descriptors_the_agent_sheds_load_and_keeps_its_probes() -> Result<()> {
+    let world = world(quiet().open_files(192)).await?;
+    let neighbour = neighbour(&world.node)?;
+    let watched = ["get", "configmaps", "-n", "prod", "--watch", "-o", "name"];
+    let mut watch = neighbour.kubectl_command(watched)?.spawn()?;
+    watch.stdout_until(|text| text.contains("configmap/settings")).await?;
+
+    let mut holder = python(&world.pod, HOLD, &["400"])?;
+    holder.stdout_until(|text| text.contains("held ")).await?;
+    let said = holder.stdout();
+    let mut numbers = said.split_whitespace().filter_map(|word| word.parse::<u32>().ok());
+    let (held, closed) = (numbers.next().context("held")?, numbers.next().context("closed")?);
+    assert!(held > 0 && closed > 200, "{said}");
+    for _ in 0..5 {
+        world.agent.alive().await?;
+        assert!(world.agent.readiness().await?.starts_with("ok"));
+    }
+    let metrics = world.agent.metrics().await?;
+    let shed = metrics.sum("understudy_inbound_refusals_total", &[("reason", "open_files")]);
+    assert!(shed >= f64::from(closed), "{shed}");
+    // What is open goes on.
+    world
+        .api
+        .admin(["create", "configmap", "meanwhile", "-n", "prod"])?
+        .stdout()
+        .await?;
+    watch.stdout_until(|text| text.contains("configmap/meanwhile")).await?;
+
+    holder.close_stdin();
+    holder.wait(Duration::from_secs(10)).await?;
+    eventually("it serves again", async || {
+        Ok(curl_raw(&world.pod, PODS, &[]).await?.succeeded().then_some(()))
+    })
+    .await?;
+    assert!(
+        !world.agent.log().contains("a listener rests"),
+        "it never came to EMFILE"
+    );
+    seen(
+        Area::Faults,
+        "The agent is out of file descriptors",
+        "further connections are closed; /livez and /readyz answer; a neighbour's watch goes on; served again once some are free",
     );
     Ok(())
 }

@@ -13,6 +13,7 @@ mod faults;
 mod hold;
 mod load;
 mod node_in_a_box;
+mod proofs;
 mod refusals;
 mod scale;
 mod secrets;
