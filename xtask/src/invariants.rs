@@ -100,9 +100,8 @@ mod tests {
     use super::*;
 
     fn page(eighth: &str) -> String {
-        let others: String = (1..=7)
-            .map(|number| format!("\n{number}. It holds.\n   - `a.rs`: `holds_{number}`\n"))
-            .collect();
+        let one = |number: u8| format!("\n{number}. It holds.\n   - `a.rs`: `holds_{number}`\n");
+        let others = (1..=7).map(one).collect::<Vec<_>>().concat();
         format!("# A\n\n## Invariants\n{others}\n8. {eighth}\n\n## Limits\n`not_this`")
     }
 

@@ -84,7 +84,7 @@ impl Agent {
     /// What stands in the way. Nothing is left half in force: what was pinned before stays, and refuses.
     pub(super) async fn start(options: AgentOptions) -> anyhow::Result<Self> {
         let clock = Clock::system();
-        let metrics = Metrics::new();
+        let metrics = Arc::new(Metrics::new());
         let registry = Arc::new(RwLock::new(metrics.registry()));
         let readiness = Readiness::default();
         let [serving, token_ready, pods_ready, addresses_ready, in_charge] =
@@ -129,7 +129,7 @@ impl Agent {
         };
         let (enrolment, kernel) = intercept(interception, accept, no_new_connections.clone(), addresses_ready).await?;
         syscalls::forbid_loading()?;
-        let kernel_side = Arc::downgrade(&kernel);
+        tokio::spawn(report_full_pods(Arc::downgrade(&kernel), Arc::clone(&metrics)));
         {
             let mut registry = registry.write().unwrap_or_else(PoisonError::into_inner);
             register(&mut registry, &lookup, &dials, &cluster.own_token, &certificate);
@@ -148,8 +148,6 @@ impl Agent {
 
         let (connections, streams) = (TaskTracker::new(), TaskTracker::new());
         let pressure = watch_memory(&options.limits, &metrics);
-        let metrics = Arc::new(metrics);
-        tokio::spawn(report_full_pods(kernel_side, Arc::clone(&metrics)));
         let server = inbound::Server {
             forwarder: Arc::new(Forwarder {
                 sessions: lookup,
