@@ -83,10 +83,8 @@ impl Agent {
     /// # Errors
     /// What stands in the way. Nothing is left half in force: what was pinned before stays, and refuses.
     pub(super) async fn start(options: AgentOptions) -> anyhow::Result<Self> {
-        let clock = Clock::system();
-        let metrics = Metrics::new();
+        let (clock, metrics, readiness) = (Clock::system(), Metrics::new(), Readiness::default());
         let registry = Arc::new(RwLock::new(metrics.registry()));
-        let readiness = Readiness::default();
         let [serving, token_ready, pods_ready, addresses_ready, in_charge] =
             ["serving", "token", "pods", "addresses", "in-charge"].map(|name| readiness.condition(name));
         let [no_new_connections, no_new_requests, end_sessions, stop_admin]: [CancellationToken; 4] =
