@@ -7,7 +7,7 @@ use understudy_tests::node::{AgentOptions, ApiServer, Node, PodSpec, Session, ev
 
 use crate::world::{World, curl, whoami};
 
-/// CAP_BPF (39), CAP_SYS_ADMIN (21), CAP_SYS_PTRACE (19), CAP_NET_ADMIN (12).
+/// `CAP_BPF` (39), `CAP_SYS_ADMIN` (21), `CAP_SYS_PTRACE` (19), `CAP_NET_ADMIN` (12).
 const KEPT: &str = "0000008000281000";
 const NONE: &str = "0000000000000000";
 
