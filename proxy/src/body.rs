@@ -1,6 +1,8 @@
 //! The bodies of requests and answers on their way through: counted, ended with their session, and otherwise
 //! left as they are.
 
+pub mod pace;
+
 use std::{
     pin::Pin,
     sync::Arc,
@@ -12,8 +14,10 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use self::pace::Pace;
 use crate::{
     exchange::Exchange,
+    status::Refusal,
     upstream::{UpstreamBody, body::UpstreamBodyError},
 };
 
@@ -23,6 +27,9 @@ pub enum BodyError {
     /// The session ended.
     #[error("the session has ended")]
     SessionEnded,
+    /// The client's upload came too slowly.
+    #[error("the client uploads too slowly")]
+    TooSlow,
     /// The client broke off.
     #[error("the client broke off: {0}")]
     Client(#[from] hyper::Error),
@@ -48,6 +55,8 @@ pub struct RequestBody {
     exchange: Option<Arc<Exchange>>,
     ended: Option<Ended>,
     session: CancellationToken,
+    /// None for a stream.
+    pace: Option<Pace>,
 }
 
 enum RequestSource {
@@ -70,6 +79,7 @@ impl RequestBody {
             exchange: None,
             ended: None,
             session: CancellationToken::new(),
+            pace: None,
         }
     }
 
@@ -79,13 +89,15 @@ impl RequestBody {
         self.session.clone()
     }
 
-    /// The client's body, counted in `exchange`, broken off when `ended` is cancelled.
+    /// The client's body, counted in `exchange`, broken off when `ended` is cancelled. One that says its length has to
+    /// keep the pace.
     #[must_use]
-    pub fn new(incoming: Incoming, exchange: Arc<Exchange>, ended: &CancellationToken) -> Self {
+    pub fn new(incoming: Incoming, exchange: Arc<Exchange>, ended: &CancellationToken, pace: Option<Pace>) -> Self {
         if incoming.is_end_stream() {
             return Self::empty();
         }
         Self {
+            pace: pace.filter(|_| incoming.size_hint().exact().is_some()),
             source: Some(RequestSource::Client(incoming)),
             exchange: Some(exchange),
             ended: Some(Box::pin(ended.clone().cancelled_owned())),
@@ -111,16 +123,29 @@ impl Body for RequestBody {
             Some(RequestSource::Client(incoming)) => incoming,
         };
         loop {
-            let frame = match ready!(Pin::new(&mut *incoming).poll_frame(cx)) {
+            let polled = Pin::new(&mut *incoming).poll_frame(cx);
+            if polled.is_pending()
+                && let Some(pace) = &mut this.pace
+            {
+                ready!(pace.poll_lost(cx));
+                if let Some(exchange) = &this.exchange {
+                    exchange.break_off(Refusal::RequestTimeout);
+                }
+                return Poll::Ready(Some(Err(BodyError::TooSlow)));
+            }
+            let frame = match ready!(polled) {
                 None => return Poll::Ready(None),
                 Some(Ok(frame)) => frame,
                 Some(Err(error)) => {
                     if let Some(exchange) = &this.exchange {
-                        exchange.break_off();
+                        exchange.break_off(Refusal::BadRequest);
                     }
                     return Poll::Ready(Some(Err(error.into())));
                 }
             };
+            if let (Some(pace), Some(data)) = (&mut this.pace, frame.data_ref()) {
+                pace.came(data.len());
+            }
             // Trailers go no further: the API server reads none, and they could carry a credential (invariant 2).
             if let Ok(data) = frame.into_data() {
                 if let Some(exchange) = &this.exchange {

@@ -149,22 +149,20 @@ impl Prover {
             Err(unproven @ Unproven::Invalid) => Some(unproven),
             Err(unproven) => return Err(self.refuse(ProofOf::Certificate, &unproven)),
         };
-        match &shown.token {
-            Some(token) => match self.reviewer.review(token).await {
+        if let Some(token) = &shown.token {
+            return match self.reviewer.review(token).await {
                 Ok(user) => Ok(self.proved(user, ProofOf::Token)),
                 Err(unproven) => Err(self.refuse(ProofOf::Token, &unproven)),
-            },
-            None => match failed {
-                Some(unproven) => Err(self.refuse(ProofOf::Certificate, &unproven)),
-                None => {
-                    self.metrics.proof(ProofOf::Nothing, ProofOutcome::Proved);
-                    Ok(Caller {
-                        user: None,
-                        proof: ProofOf::Nothing,
-                    })
-                }
-            },
+            };
         }
+        if let Some(unproven) = failed {
+            return Err(self.refuse(ProofOf::Certificate, &unproven));
+        }
+        self.metrics.proof(ProofOf::Nothing, ProofOutcome::Proved);
+        Ok(Caller {
+            user: None,
+            proof: ProofOf::Nothing,
+        })
     }
 
     /// Whom to act as for the caller: itself, or whom it asks to be, if the cluster says that it may. `None` is
@@ -243,10 +241,11 @@ impl Prover {
 
     fn refuse(&self, proof: ProofOf, unproven: &Unproven) -> Refusal {
         self.metrics.proof(proof, unproven.outcome());
-        match unproven {
-            // A caller's doing; others would fill the log with it.
-            Unproven::Invalid => tracing::debug!("a caller is refused: {unproven}"),
-            _ => tracing::warn!("a caller is refused: {unproven}"),
+        if matches!(unproven, Unproven::Invalid) {
+            // A caller's doing: it could fill the log with it.
+            tracing::debug!("a caller is refused: {unproven}");
+        } else {
+            tracing::warn!("a caller is refused: {unproven}");
         }
         unproven.refusal()
     }

@@ -1,14 +1,14 @@
 //! The command line, parsed into types that can't be wrong.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{audit::AuditFailure, limits::Limits};
+use crate::{audit::AuditFailure, limits::Limits, pod::SessionId};
 
 /// Lends pods an identity for a session: a transparent proxy for the Kubernetes API server.
 #[derive(Debug, Parser)]
@@ -115,6 +115,9 @@ pub struct AgentOptions {
     /// The agent's own pod, which can't carry a session. Without `--sessions` only.
     #[arg(long, value_name = "NAME", env = "POD_NAME")]
     pub pod_name: Option<String>,
+    /// The agent's own listener.
+    #[command(flatten)]
+    pub listen: ListenOptions,
     /// How much a pod's clients may ask of the agent.
     #[command(flatten)]
     pub limits: Limits,
@@ -192,6 +195,44 @@ pub struct ClusterOptions {
     pub client_ca_file: Option<PathBuf>,
 }
 
+/// The agent's own listener, for clients outside pods that prove who they are.
+#[derive(Debug, Clone, Args)]
+pub struct ListenOptions {
+    /// Serve clients outside pods as well, at this address of the node's. They need a session of the method
+    /// caller-identity, and prove who they are by certificate or token.
+    #[arg(long, value_name = "IP:PORT", requires = "listen_session")]
+    pub listen: Option<SocketAddr>,
+    /// The session that they come under.
+    #[arg(long, value_name = "NAMESPACE/NAME", requires = "listen")]
+    pub listen_session: Option<SessionId>,
+    /// A name or an address by which they come, for the serving certificate to carry. May be repeated.
+    #[arg(long = "listen-name", value_name = "NAME", requires = "listen")]
+    pub listen_names: Vec<String>,
+}
+
+impl ListenOptions {
+    /// Where to listen, and the session; clap has seen to it that both are there.
+    #[must_use]
+    pub fn at(&self) -> Option<(SocketAddr, SessionId)> {
+        Some((self.listen?, self.listen_session.clone()?))
+    }
+
+    /// What the serving certificate has to name for it: addresses, and DNS names.
+    #[must_use]
+    pub fn names(&self) -> (Vec<IpAddr>, Vec<String>) {
+        let mut addresses: Vec<IpAddr> = self.listen.iter().map(SocketAddr::ip).collect();
+        addresses.retain(|address| !address.is_unspecified());
+        let mut names = Vec::new();
+        for name in &self.listen_names {
+            match name.parse() {
+                Ok(address) => addresses.push(address),
+                Err(_) => names.push(name.clone()),
+            }
+        }
+        (addresses, names)
+    }
+}
+
 /// Why a workload accepts our certificate.
 #[derive(Debug, Args)]
 pub struct TrustOptions {
@@ -247,6 +288,35 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_listener_needs_its_session() {
+        let parse = |more: &[&str]| {
+            let agent = ["understudy", "agent", "--sessions", "/s"];
+            match Cli::try_parse_from(agent.iter().chain(more))?.command {
+                Command::Agent(options) => Ok(options.listen),
+                other => panic!("{other:?}"),
+            }
+        };
+        let said = |more: &[&str]| parse(more).map_err(|error: clap::Error| error.to_string()).unwrap_err();
+        assert!(said(&["--listen", "192.0.2.1:8443"]).contains("--listen-session"));
+        assert!(said(&["--listen-session", "a/b"]).contains("--listen"));
+        assert!(said(&["--listen", "192.0.2.1:8443", "--listen-session", "b"]).contains("namespace/name"));
+        let listen = parse(&[
+            "--listen",
+            "0.0.0.0:8443",
+            "--listen-session",
+            "a/b",
+            "--listen-name",
+            "api.example.org",
+            "--listen-name",
+            "192.0.2.1",
+        ])
+        .unwrap();
+        assert_eq!(listen.at().unwrap().1.to_string(), "a/b");
+        let expected = (vec!["192.0.2.1".parse().unwrap()], vec!["api.example.org".to_owned()]);
+        assert_eq!(listen.names(), expected);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::{
     clock::Clock,
     forward::Origin,
     limits::load::Place,
-    metrics::{Completion, Metrics, OpenStream},
+    metrics::{Completion, Limit, Metrics, OpenStream},
     pod::EnrolledPod,
     sessions::{live::LiveSession, usage},
     status::Refusal,
@@ -58,7 +58,7 @@ pub struct Exchange {
     request_bytes: AtomicU64,
     response_bytes: AtomicU64,
     cut_short: AtomicBool,
-    broken_off: AtomicBool,
+    broken_off: OnceLock<Refusal>,
     upgrade: OnceLock<&'static str>,
     refused: OnceLock<Refusal>,
     caller: OnceLock<(Option<String>, &'static str)>,
@@ -110,7 +110,7 @@ impl Exchange {
             request_bytes: AtomicU64::new(0),
             response_bytes: AtomicU64::new(0),
             cut_short: AtomicBool::new(false),
-            broken_off: AtomicBool::new(false),
+            broken_off: OnceLock::new(),
             upgrade: OnceLock::new(),
             refused: OnceLock::new(),
             caller: OnceLock::new(),
@@ -165,16 +165,19 @@ impl Exchange {
         let _ = self.upgrade.set(protocol);
     }
 
-    /// The client's body has no end: it broke off, or can't be understood any further.
-    pub fn break_off(&self) {
-        self.broken_off.store(true, Ordering::Relaxed);
+    /// The client's body has no end: it broke off, can't be understood any further, or comes too slowly.
+    pub fn break_off(&self, refusal: Refusal) {
+        if refusal == Refusal::RequestTimeout {
+            self.metrics.limit_hit(Limit::BodyRate);
+        }
+        let _ = self.broken_off.set(refusal);
         self.cut_short();
     }
 
-    /// Whether the client's body has no end.
+    /// What to answer where the client's body has no end.
     #[must_use]
-    pub fn is_broken_off(&self) -> bool {
-        self.broken_off.load(Ordering::Relaxed)
+    pub fn broken_off(&self) -> Option<Refusal> {
+        self.broken_off.get().copied()
     }
 
     /// It didn't come to its own end: the session ended, or a peer broke off.

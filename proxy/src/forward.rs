@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     audit::Audit,
-    body::{RequestBody, ResponseBody},
+    body::{RequestBody, ResponseBody, pace::Pace},
     caller::{Shown, x509::Certificate},
     clock::Clock,
     exchange::{Exchange, Opening},
@@ -199,7 +199,7 @@ impl Forwarder {
         if let Some(upgrade) = &upgrade {
             upgrade.ask(&mut head.headers);
         }
-        let body = RequestBody::new(body, Arc::clone(exchange), &session.ended);
+        let body = RequestBody::new(body, Arc::clone(exchange), &session.ended, Pace::of(&self.limits));
         let request = Request::from_parts(head, body);
 
         let answered = async {
@@ -212,9 +212,7 @@ impl Forwarder {
             biased;
             () = session.ended.cancelled() => Err(session.refusal()),
             // Why there is no answer is the client's doing, and it may still read.
-            answered = answered => answered.map_err(|refusal| {
-                if exchange.is_broken_off() { Refusal::BadRequest } else { refusal }
-            }),
+            answered = answered => answered.map_err(|refusal| exchange.broken_off().unwrap_or(refusal)),
         }
     }
 
@@ -228,7 +226,9 @@ impl Forwarder {
         exchange: &Exchange,
     ) -> Result<Acting, Refusal> {
         let Some(prover) = &session.prover else {
-            return Ok(Acting::Session);
+            // Without proof nobody is anybody: the agent's own token would go upstream as itself.
+            let is_lent = !session.spec.needs_proof();
+            return is_lent.then_some(Acting::Session).ok_or(Refusal::Internal);
         };
         let shown = Shown::read(headers, is_websocket)?;
         if session.spec.require_pod_token {
@@ -283,7 +283,12 @@ impl Forwarder {
 
     /// The cause goes to the log; the client is told which kind.
     fn unreachable(&self, session: &LiveSession, error: &UpstreamError) -> Refusal {
-        tracing::warn!(session = %session.id, %error, "a request was not answered by the upstream");
+        if error.given_up() {
+            // A pod can bring this about as often as it likes.
+            tracing::debug!(session = %session.id, %error, "a client broke off its request");
+        } else {
+            tracing::warn!(session = %session.id, %error, "a request was not answered by the upstream");
+        }
         if let Some(limit) = error.limit() {
             self.metrics.limit_hit(limit);
             return Refusal::Overloaded;

@@ -4,6 +4,7 @@
 //! strictly HTTP/1 from the parser, [`http`] serves HTTP/1.1 and HTTP/2; requests go to [`crate::forward`].
 
 mod http;
+pub mod outside;
 mod screen;
 mod tls;
 

@@ -57,6 +57,10 @@ pub struct Limits {
     /// seconds.
     #[arg(long, value_name = "SECONDS", default_value = "90", value_parser = seconds)]
     pub header_timeout: Duration,
+    /// How fast the body of a request has to come that says its length, in bytes a second: the client may be behind by
+    /// --header-timeout. 0 is no limit. A body that doesn't say its length is a stream, and may be as slow as it likes.
+    #[arg(long, value_name = "BYTES", default_value = "256")]
+    pub min_body_rate: u32,
 }
 
 impl Default for Limits {
@@ -75,6 +79,7 @@ impl Default for Limits {
             max_pending_connections: 4096,
             handshake_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(90),
+            min_body_rate: 256,
         }
     }
 }

@@ -250,6 +250,11 @@ impl Metrics {
         self.limit_hits.get_or_create(&LimitLabels { limit }).inc();
     }
 
+    /// Counts many at once, which another has counted meanwhile.
+    pub fn limit_hit_times(&self, limit: Limit, times: u64) {
+        self.limit_hits.get_or_create(&LimitLabels { limit }).inc_by(times);
+    }
+
     /// How often a limit was come up against.
     #[must_use]
     pub fn limit_hits(&self, limit: Limit) -> u64 {

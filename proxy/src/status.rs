@@ -204,7 +204,7 @@ impl Refusal {
             Self::TooManyHeaders => {
                 "understudy: the request has more header fields than are carried; nothing was sent on (the agent's --max-headers)"
             }
-            Self::RequestTimeout => "understudy: the request did not come in time; nothing was sent on",
+            Self::RequestTimeout => "understudy: the request did not come in time, and was not sent on to its end",
             Self::Impersonation => {
                 "understudy: a pod in a session cannot impersonate; remove the Impersonate-* headers (kubectl: --as, --as-group, --as-uid)"
             }

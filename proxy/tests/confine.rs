@@ -175,6 +175,7 @@ fn in_service_no_kernel_program_is_loaded_and_maps_are_read() {
     const MAP_CREATE: libc::c_long = 0;
     const LINK_CREATE: libc::c_long = 28;
     const MAP_LOOKUP_ELEM: libc::c_long = 1;
+    const MAP_LOOKUP_BATCH: libc::c_long = 24;
     let _alone = alone();
     let bpf = |command| call_with(libc::SYS_bpf, [command, 0, 0]);
     for command in [PROG_LOAD, MAP_CREATE, LINK_CREATE] {
@@ -186,7 +187,9 @@ fn in_service_no_kernel_program_is_loaded_and_maps_are_read() {
         let elsewhere = thread::spawn(move || call_with(libc::SYS_bpf, [command, 0, 0]));
         assert_eq!(elsewhere.join().unwrap(), Err(Errno::EPERM), "command {command}");
     }
-    assert_ne!(bpf(MAP_LOOKUP_ELEM), Err(Errno::EPERM));
+    for command in [MAP_LOOKUP_ELEM, MAP_LOOKUP_BATCH] {
+        assert_ne!(bpf(command), Err(Errno::EPERM), "command {command}");
+    }
 }
 
 #[test]

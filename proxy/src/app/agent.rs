@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use rustls::ServerConfig;
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, timeout_at},
@@ -21,13 +22,13 @@ use super::{
     confine::syscalls,
     intercept::{Interception, intercept, retire, succeed},
     outfit::{ClientCa, Outfit},
-    report::{register, register_kernel, report_pods, report_token},
+    report::{register, register_kernel, report_full_pods, report_pods, report_token},
     source::Source,
 };
 use crate::{
     admin::{Admin, Condition, Readiness},
     audit::{Audit, Terms},
-    cli::AgentOptions,
+    cli::{AgentOptions, ListenOptions},
     clock::Clock,
     cluster::{addresses::Addresses, client::client},
     credentials::TokenFile,
@@ -35,18 +36,19 @@ use crate::{
     environment::ApiServerUrl,
     forward::Forwarder,
     handover::{Incumbent, Predecessor},
-    inbound,
+    inbound::{self, outside::Outside},
     kernel::{self, cgroup},
     limits::{
         Limits,
         memory::{self, Pressure},
     },
     metrics::{Followed, Metrics},
+    pod::Inbound,
     sessions::store::Store,
     trust::{
         ServedNames,
         roots::UpstreamRoots,
-        serving::{asking_server_config, server_config},
+        serving::{ServingCert, asking_server_config, server_config},
     },
     upstream::{
         Upstream,
@@ -85,15 +87,10 @@ impl Agent {
         let metrics = Metrics::new();
         let registry = Arc::new(RwLock::new(metrics.registry()));
         let readiness = Readiness::default();
-        let serving = readiness.condition("serving");
-        let token_ready = readiness.condition("token");
-        let pods_ready = readiness.condition("pods");
-        let addresses_ready = readiness.condition("addresses");
-        let in_charge = readiness.condition("in-charge");
-        let no_new_connections = CancellationToken::new();
-        let no_new_requests = CancellationToken::new();
-        let end_sessions = CancellationToken::new();
-        let stop_admin = CancellationToken::new();
+        let [serving, token_ready, pods_ready, addresses_ready, in_charge] =
+            ["serving", "token", "pods", "addresses", "in-charge"].map(|name| readiness.condition(name));
+        let [no_new_connections, no_new_requests, end_sessions, stop_admin]: [CancellationToken; 4] =
+            Default::default();
 
         // The admin address first: a start may wait for the cluster, and says so there.
         let admin = Admin::bind(options.admin_address).await?;
@@ -102,8 +99,10 @@ impl Agent {
         let dials = Arc::new(DialCounts::default());
         let cluster = Cluster::discover(&options, &dials, &clock, &metrics).await?;
         let (source, teller) = Source::open(&options, root.clone(), &cluster, &readiness, &metrics).await?;
-        let (around, certificate_ready) = (cluster.surroundings(&source), readiness.condition("certificate"));
+        let around = cluster.surroundings(&source, &options.listen);
+        let certificate_ready = readiness.condition("certificate");
         let certificate = serving_certificate(&options, around, &clock, &metrics, certificate_ready).await?;
+        let outside = listen_outside(&options.listen)?;
         let audit = audit_log(&options, readiness.condition("audit"), &clock, &metrics).await?;
 
         let outfit = cluster.outfit(&options, &dials, &clock, &metrics);
@@ -113,19 +112,16 @@ impl Agent {
         let (declare, declared) = mpsc::channel(1);
         tokio::spawn(store.run(declared, end_sessions.clone()));
         source.follow(declare, wanted.clone(), &metrics);
-        let tls = server_config(certificate.clone())?;
-        let asking_tls = asking_server_config(certificate.clone())?;
+        let (tls, asking_tls) = terms_of_tls(&certificate)?;
         let incumbent = Incumbent::bind(&options.run_dir, &options.kernel.pin_dir)?;
         let predecessor = Predecessor::ask(&options.run_dir, &options.kernel.pin_dir).await?;
 
         // The kernel last, when nothing else can fail: from here on tagged pods are turned to us.
         let (accept, accepted) = mpsc::channel(INBOUND_BACKLOG);
+        let accept_outside = accept.clone();
         let interception = Interception {
             root: &root,
-            installation: kernel::Options {
-                flows_per_pod: options.limits.max_pending_connections,
-                ..kernel::Options::new(&options.kernel.pin_dir)
-            },
+            installation: installation(&options),
             yielded: predecessor.is_some(),
             addresses: addresses.clone(),
             wanted: wanted.clone(),
@@ -133,6 +129,7 @@ impl Agent {
         };
         let (enrolment, kernel) = intercept(interception, accept, no_new_connections.clone(), addresses_ready).await?;
         syscalls::forbid_loading()?;
+        let kernel_side = Arc::downgrade(&kernel);
         {
             let mut registry = registry.write().unwrap_or_else(PoisonError::into_inner);
             register(&mut registry, &lookup, &dials, &cluster.own_token, &certificate);
@@ -149,10 +146,10 @@ impl Agent {
             &metrics,
         );
 
-        let connections = TaskTracker::new();
-        let streams = TaskTracker::new();
+        let (connections, streams) = (TaskTracker::new(), TaskTracker::new());
         let pressure = watch_memory(&options.limits, &metrics);
         let metrics = Arc::new(metrics);
+        tokio::spawn(report_full_pods(kernel_side, Arc::clone(&metrics)));
         let server = inbound::Server {
             forwarder: Arc::new(Forwarder {
                 sessions: lookup,
@@ -172,6 +169,7 @@ impl Agent {
             drain: no_new_requests.clone(),
         };
         tokio::spawn(server.run(accepted, connections.clone()));
+        serve_outside(outside, accept_outside, no_new_requests.clone());
         if let Some(predecessor) = predecessor {
             succeed(predecessor, enrolment.pods.clone()).await?;
         }
@@ -260,6 +258,14 @@ fn watch_memory(limits: &Limits, metrics: &Metrics) -> Arc<Pressure> {
     pressure
 }
 
+/// Where and how the kernel side is installed.
+fn installation(options: &AgentOptions) -> kernel::Options {
+    kernel::Options {
+        flows_per_pod: options.limits.max_pending_connections,
+        ..kernel::Options::new(&options.kernel.pin_dir)
+    }
+}
+
 /// The cluster that the agent serves: where its API server is, who vouches for it, and the agent's own token there.
 pub(super) struct Cluster {
     target: Target,
@@ -273,10 +279,10 @@ pub(super) struct Cluster {
 
 impl Cluster {
     /// What the certificate that workloads see depends on.
-    fn surroundings(&self, source: &Source) -> Surroundings {
+    fn surroundings(&self, source: &Source, listen: &ListenOptions) -> Surroundings {
         Surroundings {
             client: self.client.clone(),
-            names: served_names(&self.target, source.addresses.clone()),
+            names: served_names(&self.target, listen, source.addresses.clone()),
             namespaces: source.namespaces(),
         }
     }
@@ -342,14 +348,41 @@ impl Cluster {
     }
 }
 
+/// The terms for pods, and for those whose callers may prove themselves by a certificate.
+fn terms_of_tls(certificate: &ServingCert) -> anyhow::Result<(Arc<ServerConfig>, Arc<ServerConfig>)> {
+    let plain = server_config(certificate.clone())?;
+    Ok((plain, asking_server_config(certificate.clone())?))
+}
+
+/// The agent's own listener, where there is to be one. Bound early: that it can't be had ends a start that has done nothing.
+fn listen_outside(options: &ListenOptions) -> anyhow::Result<Option<Outside>> {
+    let bound = options.at().map(|(address, session)| Outside::bind(address, session));
+    Ok(bound.transpose()?)
+}
+
+/// Serves who comes there until no new request is taken: when another agent has taken over, that one listens.
+fn serve_outside(outside: Option<Outside>, inbound: mpsc::Sender<Inbound>, closing: CancellationToken) {
+    if let Some(outside) = outside {
+        tracing::info!(address = ?outside.address(), "clients outside pods are served as well");
+        tokio::spawn(outside.run(inbound, closing));
+    }
+}
+
 /// What the serving certificate must name, as the addresses come and go.
-fn served_names(target: &Target, mut addresses: watch::Receiver<Option<Addresses>>) -> watch::Receiver<ServedNames> {
-    let dns_names: BTreeSet<String> = target.dns_name().map(str::to_owned).into_iter().collect();
+fn served_names(
+    target: &Target,
+    listen: &ListenOptions,
+    mut addresses: watch::Receiver<Option<Addresses>>,
+) -> watch::Receiver<ServedNames> {
+    let (listened_at, mut dns_names) = listen.names();
+    dns_names.extend(target.dns_name().map(str::to_owned));
+    let dns_names: BTreeSet<String> = dns_names.into_iter().collect();
     let names = move |addresses: &Option<Addresses>| ServedNames {
         addresses: addresses
             .iter()
             .flat_map(|all| all.iter())
             .map(SocketAddr::ip)
+            .chain(listened_at.iter().copied())
             .collect(),
         dns_names: dns_names.clone(),
     };

@@ -4,7 +4,7 @@
 
 pub mod syscalls;
 
-use std::io;
+use std::{io, net::SocketAddr};
 
 use nix::sys::{
     prctl,
@@ -55,8 +55,9 @@ pub fn confine(options: &AgentOptions) -> Result<(), ConfineError> {
 
 /// What the options ask for besides [`KEPT`].
 fn kept(options: &AgentOptions) -> CapabilitySet {
-    let privileged = (1..UNPRIVILEGED_PORTS).contains(&options.admin_address.port());
-    if privileged {
+    let is_privileged = |address: &SocketAddr| (1..UNPRIVILEGED_PORTS).contains(&address.port());
+    let listened_at = options.listen.listen;
+    if is_privileged(&options.admin_address) || listened_at.as_ref().is_some_and(is_privileged) {
         KEPT.union(CapabilitySet::NET_BIND_SERVICE)
     } else {
         KEPT

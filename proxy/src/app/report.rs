@@ -1,16 +1,20 @@
 //! What the agent tells of itself as it runs: readiness, and figures that are looked up when they are asked for.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
+use understudy_common::Counter;
 
 use crate::{
     admin::Condition,
     credentials::TokenFile,
     enrol::{Enrolment, PodState, PodStatus},
     kernel::Kernel,
-    metrics::{register_counts, register_gauge, register_gauges},
+    metrics::{Limit, Metrics, register_counts, register_gauge, register_gauges},
     sessions::store::SessionLookup,
     trust::serving::ServingCert,
     upstream::pool::DialCounts,
@@ -54,8 +58,26 @@ pub(super) async fn report_token(mut token: TokenFile, condition: Condition) {
     }
 }
 
+/// Counts among the limits what the kernel programs refuse because a pod has its places in the flow table full. Ends with
+/// the kernel side.
+pub(super) async fn report_full_pods(kernel: Weak<Kernel>, metrics: Arc<Metrics>) {
+    const LOOK: Duration = Duration::from_secs(5);
+    // An earlier agent's are in the kernel's count as well.
+    let mut before = None;
+    while let Some(kernel) = kernel.upgrade() {
+        if let Ok(counters) = kernel.counters() {
+            let now = counters.of(Counter::PodFull);
+            let since = before.replace(now).map_or(0, |before| now.saturating_sub(before));
+            metrics.limit_hit_times(Limit::PendingConnections, since);
+        }
+        drop(kernel);
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
 /// Enters what the kernel side counts.
 pub(super) fn register_kernel(registry: &mut Registry, kernel: Arc<Kernel>, enrolment: &Enrolment) {
+    let records = Arc::clone(&kernel);
     register_counts(
         registry,
         "kernel_connects",
@@ -67,6 +89,12 @@ pub(super) fn register_kernel(registry: &mut Registry, kernel: Arc<Kernel>, enro
                 .map(|counters| counters.iter().collect())
                 .unwrap_or_default()
         },
+    );
+    register_gauge(
+        registry,
+        "flow_records",
+        "Connections that the kernel has redirected and no listener has taken yet",
+        move || records.flow_count().ok().and_then(|count| i64::try_from(count).ok()),
     );
     let refusals = Arc::clone(&enrolment.refusals);
     register_counts(

@@ -76,6 +76,7 @@ impl Source {
             }),
             cgroup_root,
             policy,
+            listener: options.listen.listen_session.clone(),
         };
         Self::of_cluster(&cluster.client, here, &cluster.addresses, readiness, metrics).await
     }

@@ -201,7 +201,9 @@ pub fn of_cluster(client: kube::Client, metrics: &Metrics) -> watch::Receiver<Bu
         fields: Some(format!("metadata.name={name}")),
     };
     let changed = Arc::new(Notify::new());
-    let seen = follow(client, query, metrics, Arc::clone(&changed), client_ca);
+    let seen = follow(client, query, metrics, Arc::clone(&changed), |object| {
+        client_ca(&object)
+    });
     let (publish, bundle) = watch::channel(None);
     tokio::spawn(async move {
         loop {
@@ -216,8 +218,8 @@ pub fn of_cluster(client: kube::Client, metrics: &Metrics) -> watch::Receiver<Bu
     bundle
 }
 
-/// What the ConfigMap says: PEM, or nothing.
-fn client_ca(object: DynamicObject) -> Option<Arc<str>> {
+/// What the `ConfigMap` says: PEM, or nothing.
+fn client_ca(object: &DynamicObject) -> Option<Arc<str>> {
     let (_, _, key) = CLIENT_CA;
     object.data["data"][key]
         .as_str()

@@ -39,8 +39,8 @@ impl Ca {
         }
     }
 
-    fn bundle(&self) -> Bundle {
-        Some(parse("ca.crt", self.pem.as_bytes()).unwrap())
+    fn authorities(&self) -> Arc<[authorities::Authority]> {
+        parse("ca.crt", self.pem.as_bytes()).unwrap()
     }
 
     fn sign(&self, change: impl FnOnce(&mut CertificateParams)) -> CertificateDer<'static> {

@@ -57,17 +57,25 @@ pub fn declare<'a>(
     }
     carried
         .into_iter()
-        .map(|(id, pods)| {
-            let (spec, object) = resolve(&id, sessions);
-            Declared {
-                id,
-                pods,
-                spec,
-                incarnation: object.map(|object| Arc::clone(&object.uid)),
-                last_used: object.and_then(|object| last_used(object)),
-            }
-        })
+        .map(|(id, pods)| declared(id, pods, sessions))
         .collect()
+}
+
+/// What a session says that no pod here names.
+#[must_use]
+pub fn without_pods(id: SessionId, sessions: &BTreeMap<String, Seen<Arc<SessionObject>>>) -> Declared {
+    declared(id, Vec::new(), sessions)
+}
+
+fn declared(id: SessionId, pods: Vec<WantedPod>, sessions: &BTreeMap<String, Seen<Arc<SessionObject>>>) -> Declared {
+    let (spec, object) = resolve(&id, sessions);
+    Declared {
+        id,
+        pods,
+        spec,
+        incarnation: object.map(|object| Arc::clone(&object.uid)),
+        last_used: object.and_then(|object| last_used(object)),
+    }
 }
 
 fn resolve<'a>(
@@ -236,6 +244,15 @@ mod tests {
             let said = found[0].spec.as_ref().unwrap_err().to_string();
             assert!(said.contains(expected), "{said}");
         }
+    }
+
+    #[test]
+    fn a_session_of_the_listener_needs_no_pod() {
+        let sessions = listed("a", &[session("a", "alice", &json!({}))]);
+        let found = without_pods("a/alice".parse().unwrap(), &sessions);
+        assert!(found.spec.is_ok() && found.pods.is_empty() && found.incarnation.is_some());
+        let none = without_pods("a/bob".parse().unwrap(), &sessions);
+        assert!(matches!(none.spec, Err(SpecError::NotFound)));
     }
 
     #[test]

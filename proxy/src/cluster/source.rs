@@ -17,7 +17,7 @@ use tokio::{
 use super::{
     ObjectKey,
     addresses::{Addresses, follow_addresses},
-    declare::{Fingerprint, declare, namespaces},
+    declare::{Fingerprint, declare, namespaces, without_pods},
     departing::{Carried, follow_leaving},
     layout::Layout,
     pods::{self, LABEL, TaggedPod},
@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     metrics::Metrics,
-    pod::WantedPod,
+    pod::{SessionId, WantedPod},
     sessions::{Declared, spec::Policy},
 };
 
@@ -58,6 +58,8 @@ pub struct Here {
     pub cgroup_root: PathBuf,
     /// What sessions may say.
     pub policy: Policy,
+    /// The session of the agent's own listener, where it has one.
+    pub listener: Option<SessionId>,
 }
 
 /// What is declared, and what tells it from another declaration.
@@ -99,7 +101,8 @@ impl Source {
             Arc::new(Notify::new()),
             |object| Arc::new(TaggedPod::read(&object)),
         );
-        let namespaces = follow_namespaces(pods.clone(), own);
+        let always = here.listener.as_ref().map(|session| session.namespace().to_owned());
+        let namespaces = follow_namespaces(pods.clone(), own, always);
         let carried = follow_leaving(client.clone(), pods.clone(), here.cgroup_root.clone());
         Self {
             sessions: watch_namespaces(client.clone(), namespaces.clone(), here.policy, metrics.clone()),
@@ -175,12 +178,17 @@ impl Source {
         let pods = seen.objects.unwrap_or_default();
         let sessions = self.sessions.borrow().clone();
         let is_another = |pod: &&Arc<TaggedPod>| Some(&pod.key) != self.here.own_pod.as_ref();
-        let sessions_declared = declare(
+        let mut sessions_declared = declare(
             pods.values().filter(is_another),
             leaving.iter().filter(is_another),
             &sessions,
             &layout,
         );
+        if let Some(id) = &self.here.listener
+            && !sessions_declared.iter().any(|declared| declared.id == *id)
+        {
+            sessions_declared.push(without_pods(id.clone(), &sessions));
+        }
         Declaration {
             fingerprint: Fingerprint::of(&sessions_declared, &sessions),
             sessions: sessions_declared,
@@ -228,6 +236,7 @@ fn waiting(what: &str, failing: Option<&str>) -> String {
 fn follow_namespaces(
     mut pods: watch::Receiver<Seen<Arc<TaggedPod>>>,
     own: Option<ObjectKey>,
+    always: Option<String>,
 ) -> watch::Receiver<BTreeSet<String>> {
     let (publish, all) = watch::channel(BTreeSet::new());
     tokio::spawn(async move {
@@ -238,7 +247,8 @@ fn follow_namespaces(
                     tracing::error!(pod = %pod.key, "the agent's own pod carries the label {LABEL}, which is ignored: take it away");
                 }
             }
-            let now = namespaces(objects.values().filter(|pod| Some(&pod.key) != own.as_ref()));
+            let mut now = namespaces(objects.values().filter(|pod| Some(&pod.key) != own.as_ref()));
+            now.extend(always.clone());
             publish.send_if_modified(|last| {
                 let modified = *last != now;
                 *last = now;

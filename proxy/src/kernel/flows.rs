@@ -49,6 +49,7 @@ impl Flow {
         self.age > Duration::from_nanos(FLOW_LIFETIME_NS)
     }
 
+    /// What a record says, now being `now_ns` of the clock that it was written by.
     pub(crate) fn from_record(record: &FlowRecord, now_ns: u64) -> Self {
         Self {
             cgroup_id: CgroupId(record.cgroup_id),

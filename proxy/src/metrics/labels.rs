@@ -120,8 +120,12 @@ pub enum Limit {
     HandshakeTimeout,
     /// A request's head took too long.
     HeaderTimeout,
+    /// A request's body came too slowly.
+    BodyRate,
     /// A pod has as many connections as it may.
     ConnectionsPerPod,
+    /// A pod has as many connections on their way to its listener as it may.
+    PendingConnections,
     /// A pod has as many handshakes under way as it may.
     HandshakesPerPod,
     /// A pod has as many requests in flight as it may.
@@ -140,12 +144,14 @@ pub enum Limit {
 
 impl Limit {
     /// All, as the metric shows them from the start.
-    pub(super) const ALL: [Self; 12] = [
+    pub(super) const ALL: [Self; 14] = [
         Self::HeaderBytes,
         Self::Headers,
         Self::HandshakeTimeout,
         Self::HeaderTimeout,
+        Self::BodyRate,
         Self::ConnectionsPerPod,
+        Self::PendingConnections,
         Self::HandshakesPerPod,
         Self::RequestsPerPod,
         Self::LongRunningPerPod,
@@ -163,7 +169,9 @@ impl Limit {
             Self::Headers => "headers",
             Self::HandshakeTimeout => "handshake-timeout",
             Self::HeaderTimeout => "header-timeout",
+            Self::BodyRate => "body-rate",
             Self::ConnectionsPerPod => "connections-per-pod",
+            Self::PendingConnections => "pending-connections",
             Self::HandshakesPerPod => "handshakes-per-pod",
             Self::RequestsPerPod => "requests-per-pod",
             Self::LongRunningPerPod => "long-running-per-pod",

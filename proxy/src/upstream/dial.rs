@@ -93,6 +93,12 @@ impl UpstreamError {
         }
     }
 
+    /// Whether we ended it ourselves, since the client broke its own body off.
+    #[must_use]
+    pub fn given_up(&self) -> bool {
+        matches!(self, Self::Http2(error) if error.is_reset() && !error.is_remote() && !error.is_library())
+    }
+
     /// Whether it is certain that no byte of the request was sent.
     #[must_use]
     pub fn nothing_sent(&self) -> bool {

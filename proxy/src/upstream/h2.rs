@@ -20,7 +20,10 @@ use h2::{
 use http::{Request, Response, Uri, Version, header, uri::Scheme};
 use http_body::Body;
 use http_body_util::BodyExt;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::{
+    runtime::Handle,
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -38,6 +41,10 @@ const SEND_BUFFER: usize = 64 * 1024;
 /// Streams that we reset and may still hear of. A client that gives up many large answers at once is no fault of the
 /// server's.
 const RESETS_REMEMBERED: usize = 1_000;
+/// How long a stream that nobody waits for any more stays open where its answer hasn't begun. A server counts the
+/// streams that are taken back before it has looked at them, and ends the connection of whoever brings many (CVE-2023-44487),
+/// with what others of the session have on it. This gives it the time to look.
+const LETTING_GO: Duration = Duration::from_millis(250);
 /// How often a connection is looked at: is it idle, does the server still answer.
 const TICK: Duration = Duration::from_secs(15);
 /// A connection with no stream for so long is closed.
@@ -200,14 +207,48 @@ pub(super) async fn send(
     let sent = sender.send_request(Request::from_parts(parts, ()), ends_here);
     let (answer, stream) = sent.map_err(|error| (error.into(), None))?;
     drop(sender);
+    let mut unanswered = None;
     // Cancelled when whoever waits for the answer, or reads it, goes away.
-    let upload = (!ends_here).then(|| {
+    let upload = if ends_here {
+        unanswered = Some(Unanswered::new(stream, slot.clone()));
+        None
+    } else {
         let given_up = CancellationToken::new();
         tokio::spawn(pump(body, stream, slot.clone(), given_up.clone()));
-        given_up.drop_guard()
-    });
-    let (head, stream) = answer.await.map_err(|error| (error.into(), None))?.into_parts();
+        Some(given_up.drop_guard())
+    };
+    let answer = answer.await;
+    if let Some(unanswered) = unanswered {
+        unanswered.answered();
+    }
+    let (head, stream) = answer.map_err(|error| (error.into(), None))?.into_parts();
     Ok(Response::from_parts(head, UpstreamBody::http2(stream, slot, upload)))
+}
+
+/// A stream that goes on for a moment when whoever waits for its answer goes away, and with it its place.
+struct Unanswered(Option<(::h2::SendStream<Bytes>, Slot)>);
+
+impl Unanswered {
+    fn new(stream: ::h2::SendStream<Bytes>, slot: Slot) -> Self {
+        Self(Some((stream, slot)))
+    }
+
+    /// From here on the reader of the answer holds the stream.
+    fn answered(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        // As the runtime ends there is nothing to wait with, and nothing to wait for.
+        if let (Some(held), Ok(runtime)) = (self.0.take(), Handle::try_current()) {
+            runtime.spawn(async move {
+                sleep(LETTING_GO).await;
+                drop(held);
+            });
+        }
+    }
 }
 
 fn absolute(url: &Target, uri: &Uri) -> Result<Uri, http::Error> {
@@ -228,6 +269,7 @@ async fn pump(mut body: RequestBody, mut stream: ::h2::SendStream<Bytes>, _slot:
         () = ended.cancelled() => false,
     };
     if !whole {
+        sleep(LETTING_GO).await;
         stream.send_reset(Reason::CANCEL);
     }
 }

@@ -207,28 +207,56 @@ async fn an_idle_connection_is_closed_and_a_busy_one_is_not() {
     );
 }
 
+/// A body that says its length is no stream, and has to come.
 #[tokio::test]
-async fn a_slow_body_is_carried() {
+async fn a_body_of_known_length_has_to_come_and_a_stream_may_take_its_time() {
     let (stage, uploads) = stage_with(in_seconds(1)).await;
-    let mut client = stage.tls("http/1.1").await;
-    write(
-        &mut client,
-        "POST /api HTTP/1.1\r\nhost: k\r\ncontent-length: 20\r\nconnection: close\r\n\r\n",
-    )
-    .await;
-    for _ in 0..20 {
-        write(&mut client, "x").await;
-        tokio::time::sleep(Duration::from_millis(80)).await;
+    for (case, length, piece, expected) in [
+        (
+            "slowloris: a body of known length byte by byte",
+            "content-length: 1000",
+            "x",
+            (408, None),
+        ),
+        (
+            "slowloris: a stream byte by byte",
+            "transfer-encoding: chunked",
+            "1\r\nx\r\n",
+            (200, Some(20)),
+        ),
+    ] {
+        let (mut read, mut send) = tokio::io::split(stage.tls("http/1.1").await);
+        let head = format!("POST /api HTTP/1.1\r\nhost: k\r\n{length}\r\nconnection: close\r\n\r\n");
+        let before = stage.seen.count();
+        let drips = tokio::spawn(async move {
+            write(&mut send, head).await;
+            for _ in 0..20 {
+                if send.write_all(piece.as_bytes()).await.is_err() || send.flush().await.is_err() {
+                    return send;
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            let _ = send.write_all(b"0\r\n\r\n").await;
+            let _ = send.flush().await;
+            send
+        });
+        let answers = answers(&mut read).await;
+        drips.await.unwrap();
+        let ended = async {
+            while uploads.lock().unwrap().is_empty() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            uploads.lock().unwrap().remove(0)
+        };
+        let upload = timeout(PATIENCE, ended).await.expect("the upload ends");
+        assert_eq!((answers[0].code, upload), expected, "{case}");
+        let body = if upload.is_some() { "whole" } else { "broken off" };
+        let requests = upstream(stage.seen.count() - before);
+        seen(
+            Area::Http1,
+            case,
+            format!("{}; {requests}, its body {body}", answers[0]),
+        );
     }
-    let answers = answers(&mut client).await;
-    assert_eq!(
-        (answers[0].code, uploads.lock().unwrap().as_slice()),
-        (200, [Some(20)].as_slice())
-    );
-    let outcome = format!(
-        "{}: a stream may be as slow as it likes, and holds up itself alone; {}",
-        answers[0],
-        upstream(stage.seen.count())
-    );
-    seen(Area::Http1, "slowloris: a body byte by byte", outcome);
+    assert_eq!(stage.metrics.limit_hits(Limit::BodyRate), 1);
 }

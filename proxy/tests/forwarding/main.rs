@@ -12,6 +12,7 @@ mod wire;
 
 mod answers;
 mod bodies;
+mod callers;
 mod ends;
 mod faults;
 mod frames;
@@ -24,7 +25,9 @@ mod hostile_upgrades;
 mod hostile_uploads;
 mod identity;
 mod limits;
+mod nested;
 mod pooling;
 mod refusals;
 mod servers;
+mod spoofing;
 mod upgrades;

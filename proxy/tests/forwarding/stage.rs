@@ -19,7 +19,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use prometheus_client::metrics::counter::Counter;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::{
-    ClientConfig, RootCertStore, ServerConfig,
+    ClientConfig, ConfigBuilder, RootCertStore, ServerConfig,
+    client::WantsClientCert,
     crypto::aws_lc_rs,
     pki_types::{PrivateKeyDer, ServerName},
 };
@@ -41,7 +42,7 @@ use understudy::{
     cluster::client::client,
     credentials::{BearerToken, CredentialError, TokenFile},
     forward::Forwarder,
-    inbound::Server,
+    inbound::{Server, outside::Outside},
     limits::{Limits, load::Load},
     metrics::Metrics,
     pod::{CgroupId, ClientAddr, EnrolledPod, Inbound, OriginalDst, WantedPod},
@@ -360,27 +361,52 @@ impl Stage {
         client.unwrap()
     }
 
+    /// A listener of the agent's own, in the pod's session.
+    pub(crate) fn outside(&self) -> SocketAddr {
+        let session = self.pod.wanted.session.clone();
+        let outside = Outside::bind("127.0.0.1:0".parse().unwrap(), session).unwrap();
+        let address = outside.address().unwrap();
+        tokio::spawn(outside.run(self.inbound.clone(), self.drain.clone()));
+        address
+    }
+
     pub(crate) async fn tls(&self, alpn: &str) -> TlsStream<TcpStream> {
         self.tls_of(&self.pod, alpn).await
     }
 
     async fn tls_of(&self, pod: &Arc<EnrolledPod>, alpn: &str) -> TlsStream<TcpStream> {
-        let name = ServerName::try_from("kubernetes.default.svc").unwrap();
-        TlsConnector::from(Arc::new(self.client_config(alpn)))
-            .connect(name, self.tcp_of(pod).await)
+        Self::tls_over(self.tcp_of(pod).await, self.client_config(alpn), alpn)
             .await
             .unwrap()
     }
 
     /// How a client in a pod speaks TLS.
     pub(crate) fn client_config(&self, alpn: &str) -> ClientConfig {
-        let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        let mut config = self.client_terms().with_no_client_auth();
+        config.alpn_protocols = vec![alpn.as_bytes().to_vec()];
+        config
+    }
+
+    /// What a client in the pod trusts.
+    pub(crate) fn client_terms(&self) -> ConfigBuilder<ClientConfig, WantsClientCert> {
+        ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_root_certificates(self.roots.clone())
-            .with_no_client_auth();
+    }
+
+    pub(crate) async fn tls_under(&self, config: ClientConfig, alpn: &str) -> std::io::Result<TlsStream<TcpStream>> {
+        Self::tls_over(self.tcp().await, config, alpn).await
+    }
+
+    pub(crate) async fn tls_over(
+        stream: TcpStream,
+        mut config: ClientConfig,
+        alpn: &str,
+    ) -> std::io::Result<TlsStream<TcpStream>> {
         config.alpn_protocols = vec![alpn.as_bytes().to_vec()];
-        config
+        let name = ServerName::try_from("kubernetes.default.svc").unwrap();
+        TlsConnector::from(Arc::new(config)).connect(name, stream).await
     }
 
     /// The audit log, once the events of all requests so far are in it.
@@ -505,6 +531,7 @@ async fn start_upstream(directory: &Path, terms: &Terms, seen: Arc<Seen>, handle
                 if http2 {
                     let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
                         .max_concurrent_streams(streams)
+                        // As much as kube-apiserver takes.
                         .max_header_list_size(1 << 20)
                         .serve_connection(io, service);
                     let mut connection = std::pin::pin!(connection);

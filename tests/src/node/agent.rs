@@ -190,7 +190,9 @@ impl AgentOptions {
     /// Grants it these capabilities, named as in a container's securityContext, and no others: as a container's root.
     #[must_use]
     pub fn capabilities(mut self, names: &[String]) -> Self {
-        let granted: String = names.iter().map(|name| format!(",+{}", name.to_lowercase())).collect();
+        let granted = names
+            .iter()
+            .fold(String::new(), |text, name| text + ",+" + &name.to_lowercase());
         let launcher = ["setpriv", "--inh-caps=-all", "--no-new-privs"].map(str::to_owned);
         self.launcher.extend(launcher);
         self.launcher.push(format!("--bounding-set=-all{granted}"));
@@ -412,6 +414,15 @@ impl Agent {
             .trim_end_matches(" kB")
             .parse()
             .context("VmRSS is a number of kB")
+    }
+
+    /// How many files it has open, sockets and all.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn open_files(&self) -> Result<usize> {
+        let files = fs::read_dir(format!("/proc/{}/fd", self.pid()?)).context("the agent has ended")?;
+        Ok(files.count())
     }
 
     /// Its process id.

@@ -66,7 +66,7 @@ impl Session {
     #[must_use]
     pub fn for_pod(mut self, pod: &Pod) -> Self {
         self.pods
-            .push(json!({"name": pod.name(), "cgroup": pod.cgroup_in_sessions()}));
+            .push(json!({"name": pod.name(), "cgroup": pod.cgroup_in_sessions(), "uid": pod.uid().to_string()}));
         self
     }
 

@@ -187,11 +187,8 @@ async fn out_of_file_descriptors_the_agent_sheds_load_and_keeps_its_probes() -> 
         world.agent.alive().await?;
         assert!(world.agent.readiness().await?.starts_with("ok"));
     }
-    let shed = world
-        .agent
-        .metrics()
-        .await?
-        .sum("understudy_limit_hits_total", &[("limit", "open-files")]);
+    let metrics = world.agent.metrics().await?;
+    let shed = metrics.sum("understudy_inbound_refusals_total", &[("reason", "open_files")]);
     assert!(shed >= f64::from(closed), "{shed}");
     // What is open goes on.
     world

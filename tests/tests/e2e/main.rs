@@ -2,7 +2,9 @@
 //! linked once.
 
 mod addresses;
+mod attack;
 mod away;
+mod churn;
 mod clients;
 mod cluster;
 mod confined;
@@ -11,6 +13,7 @@ mod faults;
 mod hold;
 mod load;
 mod node_in_a_box;
+mod proofs;
 mod refusals;
 mod scale;
 mod secrets;

@@ -30,6 +30,13 @@ fn excess(rule: &Value, is_cluster_wide: bool) -> Option<&'static str> {
             .as_array()
             .is_some_and(|values| values.iter().any(|value| value == wanted))
     };
+    // A UID or an extra value is nobody without a user, and some can't be known beforehand.
+    let is_no_identity = rule["apiGroups"] == serde_json::json!(["authentication.k8s.io"])
+        && rule["resources"].as_array().is_some_and(|resources| {
+            resources.iter().filter_map(Value::as_str).all(|resource| {
+                resource == "uids" || resource.strip_prefix("userextras/").is_some_and(|key| key != "*")
+            })
+        });
     let is_by_name = rule["resourceNames"].as_array().is_some_and(|names| !names.is_empty());
     let only_creates = rule["verbs"]
         .as_array()
@@ -41,7 +48,7 @@ fn excess(rule: &Value, is_cluster_wide: bool) -> Option<&'static str> {
     if has("verbs", "escalate") || has("verbs", "bind") {
         return Some("it may give itself any right");
     }
-    if BY_NAME.iter().any(|verb| has("verbs", verb)) && !is_by_name {
+    if BY_NAME.iter().any(|verb| has("verbs", verb)) && !is_by_name && !is_no_identity {
         return Some("it isn't said whose");
     }
     if has("resources", "secrets") {
@@ -95,6 +102,14 @@ mod tests {
             ),
             (
                 "ClusterRole",
+                json!({"apiGroups": ["authentication.k8s.io"], "resources": ["userextras/*"], "verbs": ["impersonate"]}),
+            ),
+            (
+                "ClusterRole",
+                json!({"apiGroups": ["authentication.k8s.io", ""], "resources": ["uids", "users"], "verbs": ["impersonate"]}),
+            ),
+            (
+                "ClusterRole",
                 json!({"apiGroups": ["certificates.k8s.io"], "resources": ["signers"], "verbs": ["approve"]}),
             ),
             (
@@ -132,6 +147,10 @@ mod tests {
             (
                 "Role",
                 json!({"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["a"], "verbs": ["get", "watch"]}),
+            ),
+            (
+                "ClusterRole",
+                json!({"apiGroups": ["authentication.k8s.io"], "resources": ["uids", "userextras/scopes"], "verbs": ["impersonate"]}),
             ),
             ("ServiceAccount", json!({"verbs": ["*"]})),
         ] {

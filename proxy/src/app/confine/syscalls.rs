@@ -101,8 +101,8 @@ pub const FORBIDDEN: &[(&str, libc::c_long)] = &[
 /// What sockets the agent makes: to clients and servers, to the agent before it, and to ask the kernel about sockets.
 const FAMILIES: [libc::c_int; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
 
-/// The commands of bpf(2) that an agent in service gives: elements of maps, and what a descriptor is.
-const BPF_IN_SERVICE: [u32; 5] = [1, 2, 3, 4, 15];
+/// The commands of bpf(2) that an agent in service gives: elements of maps, one by one and in batches, and what a descriptor is.
+const BPF_IN_SERVICE: [u32; 6] = [1, 2, 3, 4, 15, 24];
 
 /// Requests of ioctl(2) that type on others' terminals: `TIOCSTI` and `TIOCLINUX`.
 const ONTO_TERMINALS: [u64; 2] = [0x5412, 0x541c];

@@ -7,7 +7,7 @@ use rstest::rstest;
 use super::*;
 
 fn user(certificate: &Certificate, ca: &Ca, time: &str) -> Result<Option<Arc<UserInfo>>, CertificateError> {
-    certificate.user(&source(ca.bundle()).1.in_force(), at(time))
+    certificate.user(&source(Some(ca.authorities())).1.in_force(), at(time))
 }
 
 #[test]
@@ -57,7 +57,7 @@ fn a_certificate_is_good_in_its_time_alone() {
         params.not_before = date_time_ymd(2026, 5, 1);
         params.not_after = date_time_ymd(2026, 7, 1);
     });
-    let (_publish, authorities) = source(ca.bundle());
+    let (_publish, authorities) = source(Some(ca.authorities()));
     let good = |time| certificate.user(&authorities.in_force(), at(time)).is_ok();
     assert!(!good("2026-04-30T23:59:59Z"));
     assert!(good(NOW) && good("2026-07-01T00:00:00Z"));
@@ -82,23 +82,29 @@ fn an_expired_ca_vouches_for_nobody() {
 fn a_ca_that_is_taken_back_vouches_no_longer() {
     let (ca, other) = (Ca::new(), Ca::new());
     let certificate = ca.client(named("jane"));
-    let (publish, authorities) = source(ca.bundle());
+    let (publish, authorities) = source(Some(ca.authorities()));
     let judge = || certificate.user(&authorities.in_force(), at(NOW));
     assert!(judge().unwrap().is_some());
-    publish.send_replace(other.bundle());
+    publish.send_replace(Some(other.authorities()));
     assert!(matches!(judge(), Err(CertificateError::NotVouchedFor(_))));
-    publish.send_replace(ca.bundle());
+    publish.send_replace(Some(ca.authorities()));
     assert!(judge().unwrap().is_some());
 }
 
 #[test]
 fn any_ca_of_the_union_vouches() {
     let (signer, cluster) = (Ca::new(), Ca::new());
-    let sources =
-        |known: Bundle| Authorities::union([watch::channel(signer.bundle()).1, watch::channel(known).1]).in_force();
+    let sources = |known: Bundle| {
+        Authorities::union([watch::channel(Some(signer.authorities())).1, watch::channel(known).1]).in_force()
+    };
     let (one, another) = (signer.client(named("jane")), cluster.client(named("kubelet")));
     for certificate in [&one, &another] {
-        assert!(certificate.user(&sources(cluster.bundle()), at(NOW)).unwrap().is_some());
+        assert!(
+            certificate
+                .user(&sources(Some(cluster.authorities())), at(NOW))
+                .unwrap()
+                .is_some()
+        );
     }
     // While the cluster's can't be read, nobody is turned away for it.
     assert!(one.user(&sources(None), at(NOW)).unwrap().is_some());

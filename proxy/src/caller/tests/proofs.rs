@@ -76,7 +76,7 @@ async fn what_counts(
     let (ca, other) = (Ca::new(), Ca::new());
     let certificate = certificate.map(|good| if good { &ca } else { &other }.client(named("system:node:a")));
     let (mock, _) = api_server();
-    let prover = prover(&mock, source(ca.bundle()).1);
+    let prover = prover(&mock, source(Some(ca.authorities())).1);
     let shown = bearer.map_or_else(|| shown(&[]), token);
     let caller = prover.prove(certificate.as_deref(), &shown, at(NOW)).await;
     let caller = caller.map(|caller| format!("{} by {}", caller.name().unwrap_or("nobody"), caller.proof.name()));

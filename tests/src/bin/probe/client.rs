@@ -1,13 +1,13 @@
 //! A verified TLS connection to the API server, found as any program in a pod finds it.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{io, path::PathBuf, sync::Arc};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
 use http::{HeaderValue, Request, header};
 use http_body_util::Empty;
 use rustls::{
-    ClientConfig, RootCertStore,
+    ClientConfig, ClientConnection, RootCertStore,
     pki_types::{CertificateDer, ServerName, pem::PemObject as _},
 };
 use tokio::net::TcpStream;
@@ -32,9 +32,56 @@ pub(crate) struct Server {
     account: PathBuf,
 }
 
+/// How connections to a server are made, again and again.
+#[derive(Clone)]
+pub(crate) struct Dialler {
+    connector: TlsConnector,
+    name: ServerName<'static>,
+    address: (String, u16),
+}
+
+impl Dialler {
+    /// A connection on which nothing has been said.
+    pub(crate) async fn tcp(&self) -> io::Result<TcpStream> {
+        TcpStream::connect((self.address.0.as_str(), self.address.1)).await
+    }
+
+    /// A connection after its handshake.
+    pub(crate) async fn tls(&self) -> Result<TlsStream<TcpStream>> {
+        let tcp = self.tcp().await.context("dialling the API server")?;
+        self.connector
+            .connect(self.name.clone(), tcp)
+            .await
+            .context("the TLS handshake")
+    }
+
+    /// The first bytes of a handshake.
+    pub(crate) fn client_hello(&self) -> Result<Vec<u8>> {
+        let mut client = ClientConnection::new(Arc::clone(self.connector.config()), self.name.clone())?;
+        let mut hello = Vec::new();
+        client.write_tls(&mut hello)?;
+        Ok(hello)
+    }
+
+    /// `host:port`, as a request names the server.
+    pub(crate) fn authority(&self) -> String {
+        let (host, port) = &self.address;
+        if host.contains(':') {
+            format!("[{host}]:{port}")
+        } else {
+            format!("{host}:{port}")
+        }
+    }
+}
+
 impl Server {
     /// Dials, and offers that one protocol by ALPN.
     pub(crate) async fn connect(&self, protocol: &str) -> Result<TlsStream<TcpStream>> {
+        self.dialler(protocol)?.tls().await
+    }
+
+    /// How to dial, offering that one protocol by ALPN. Sessions of TLS are resumed.
+    pub(crate) fn dialler(&self, protocol: &str) -> Result<Dialler> {
         let mut roots = RootCertStore::empty();
         let ca = self.account.join("ca.crt");
         for certificate in CertificateDer::pem_file_iter(&ca).with_context(|| format!("reading {}", ca.display()))? {
@@ -44,14 +91,11 @@ impl Server {
             .with_root_certificates(roots)
             .with_no_client_auth();
         config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
-        let tcp = TcpStream::connect((self.host.as_str(), self.port))
-            .await
-            .context("dialling the API server")?;
-        let name = ServerName::try_from(self.name.clone().unwrap_or_else(|| self.host.clone()))?;
-        TlsConnector::from(Arc::new(config))
-            .connect(name, tcp)
-            .await
-            .context("the TLS handshake")
+        Ok(Dialler {
+            connector: TlsConnector::from(Arc::new(config)),
+            name: ServerName::try_from(self.name.clone().unwrap_or_else(|| self.host.clone()))?,
+            address: (self.host.clone(), self.port),
+        })
     }
 
     /// A GET of `path` with the pod's own token.

@@ -9,7 +9,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde::Serialize;
 use tokio::{
     task::JoinSet,
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use super::client::Server;
@@ -30,6 +30,9 @@ pub(crate) struct Hammer {
     /// How many at a time.
     #[arg(long, default_value_t = 4)]
     tasks: usize,
+    /// How long each rests after an answer, in milliseconds.
+    #[arg(long, default_value_t = 0)]
+    rest: u64,
 }
 
 /// What came of the requests.
@@ -41,6 +44,12 @@ struct Tally {
     refused: usize,
     /// Everything else that isn't an answer, by what it was.
     failed: BTreeMap<String, usize>,
+    /// How long answers took from before the dial to their end, in microseconds: half of them no longer than this.
+    p50: u64,
+    /// And 99 of a hundred.
+    p99: u64,
+    #[serde(skip)]
+    took: Vec<u64>,
 }
 
 impl Hammer {
@@ -48,7 +57,7 @@ impl Hammer {
         let end = Instant::now() + Duration::from_secs(self.seconds);
         let hammer = Arc::new(self);
         let mut tally = Tally::default();
-        tally.count(hammer.once("h2").await);
+        tally.count(hammer.once("h2").await, Duration::ZERO);
         super::say("begun");
         let mut tasks = JoinSet::new();
         for index in 0..hammer.tasks {
@@ -57,7 +66,12 @@ impl Hammer {
             tasks.spawn(async move {
                 let mut tally = Tally::default();
                 while Instant::now() < end {
-                    tally.count(hammer.once(protocol).await);
+                    let begun = Instant::now();
+                    let outcome = hammer.once(protocol).await;
+                    tally.count(outcome, begun.elapsed());
+                    if hammer.rest > 0 {
+                        sleep(Duration::from_millis(hammer.rest)).await;
+                    }
                 }
                 tally
             });
@@ -65,6 +79,7 @@ impl Hammer {
         while let Some(other) = tasks.join_next().await {
             tally.add(other?);
         }
+        tally.rank();
         super::say(serde_json::to_string(&tally)?);
         Ok(())
     }
@@ -91,12 +106,26 @@ impl Hammer {
 }
 
 impl Tally {
-    fn count(&mut self, outcome: Result<u16>) {
+    fn count(&mut self, outcome: Result<u16>, took: Duration) {
         match outcome {
-            Ok(code) => *self.answered.entry(code).or_default() += 1,
+            Ok(code) => {
+                *self.answered.entry(code).or_default() += 1;
+                if !took.is_zero() {
+                    self.took.push(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+                }
+            }
             Err(error) if is_refusal(&error) => self.refused += 1,
             Err(error) => *self.failed.entry(format!("{error:#}")).or_default() += 1,
         }
+    }
+
+    fn rank(&mut self) {
+        self.took.sort_unstable();
+        let at = |hundredths: usize| {
+            let rank = (self.took.len() * hundredths).div_ceil(100).saturating_sub(1);
+            self.took.get(rank).copied().unwrap_or(0)
+        };
+        (self.p50, self.p99) = (at(50), at(99));
     }
 
     fn add(&mut self, other: Self) {
@@ -104,6 +133,7 @@ impl Tally {
             *self.answered.entry(code).or_default() += count;
         }
         self.refused += other.refused;
+        self.took.extend(other.took);
         for (what, count) in other.failed {
             *self.failed.entry(what).or_default() += count;
         }

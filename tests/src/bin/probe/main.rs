@@ -2,6 +2,8 @@
 //! dials that say whom they reached, watches by the thousand over one connection, slow readers, and a relay. It prints
 //! what it saw, a line at a time; judging is the tests'.
 
+mod attack;
+mod churn;
 mod client;
 mod dial;
 mod get;
@@ -17,6 +19,10 @@ use clap::Parser;
 /// Asks and listens from inside the box.
 #[derive(Debug, Parser)]
 enum Probe {
+    /// Does harm, in every way at once, at a bounded rate.
+    Attack(attack::Attack),
+    /// Opens connections and drops them, in every way.
+    Churn(churn::Churn),
     /// Sends a plain GET and prints the answer's body.
     Get(get::Get),
     /// Dials addresses and prints whom the socket says it reached.
@@ -36,6 +42,8 @@ enum Probe {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
     match Probe::parse() {
+        Probe::Attack(attack) => attack.run().await,
+        Probe::Churn(churn) => churn.run().await,
         Probe::Get(get) => get.run().await,
         Probe::Dial(dial) => dial.run().await,
         Probe::Hammer(hammer) => hammer.run().await,
