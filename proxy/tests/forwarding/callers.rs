@@ -88,16 +88,13 @@ pub(crate) async fn stage_that_judges(
             let body = request.into_body().collect().await.unwrap().to_bytes();
             let mut review: Value = serde_json::from_slice(&body).unwrap();
             kept.0.lock().unwrap().push(review.clone());
-            match judge(&review) {
-                Some(status) => {
-                    review["status"] = status;
-                    created(&review)
-                }
-                None => {
-                    let mut answer = whole("{}");
-                    *answer.status_mut() = http::StatusCode::INTERNAL_SERVER_ERROR;
-                    answer
-                }
+            if let Some(status) = judge(&review) {
+                review["status"] = status;
+                created(&review)
+            } else {
+                let mut answer = whole("{}");
+                *answer.status_mut() = http::StatusCode::INTERNAL_SERVER_ERROR;
+                answer
             }
         }
     })
@@ -197,7 +194,7 @@ pub(crate) fn identity_of(stage: &Stage) -> Vec<(String, String)> {
         .collect()
 }
 
-fn lines<'a>(identity: &'a [(String, String)]) -> Vec<(&'a str, &'a str)> {
+fn lines(identity: &[(String, String)]) -> Vec<(&str, &str)> {
     identity
         .iter()
         .map(|(name, value)| (name.as_str(), value.as_str()))
