@@ -26,7 +26,7 @@ pub mod writer;
 #[cfg(test)]
 pub(crate) mod mock;
 
-use std::{fmt, time::Duration};
+use std::fmt;
 
 /// An object's name within its kind.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,9 +41,4 @@ impl fmt::Display for ObjectKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)
     }
-}
-
-/// A time between nothing and `most`, so that the agents of many nodes don't do the same at the same moment.
-fn jitter(most: Duration) -> Duration {
-    most.mul_f64(fastrand::f64())
 }

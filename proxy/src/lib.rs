@@ -9,6 +9,7 @@ pub mod app;
 pub mod cli;
 
 // What everything stands on.
+pub mod backoff;
 pub mod clock;
 pub mod environment;
 pub mod files;

@@ -1,17 +1,20 @@
 //! Puts the kernel side in force, taking it over from the agent before where there is one, and keeps the addresses that
 //! it intercepts those of the API server.
 
-use std::{collections::BTreeSet, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet, fmt, future::pending, net::SocketAddr, ops::Range, path::Path, sync::Arc, time::Duration,
+};
 
 use anyhow::Context as _;
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, sleep},
+    time::{Instant, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin::Condition,
+    backoff::Backoff,
     cluster::addresses::Addresses,
     enrol::{self, Enrolment, Leftovers, PodStatus, Steward},
     handover::Predecessor,
@@ -21,6 +24,9 @@ use crate::{
 
 /// How long an agent that holds the pin directory is waited for.
 const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long after a failure the addresses are set again.
+const RETRY: Range<Duration> = Duration::from_millis(200)..Duration::from_secs(10);
 
 /// What is intercepted.
 pub(super) struct Interception<'a> {
@@ -54,7 +60,9 @@ pub(super) async fn intercept(
     let (fitting, left_out) = fit(&BTreeSet::new(), &first, API_SERVERS_MOST);
     kernel.set_api_servers(&fitting)?;
     say(&condition, left_out);
-    tokio::spawn(follow_addresses(Arc::clone(&kernel), addresses, fitting, condition));
+    let setter = Arc::clone(&kernel);
+    let set = move |addresses: &BTreeSet<SocketAddr>| setter.set_api_servers(addresses);
+    tokio::spawn(follow_addresses(set, addresses, fitting, condition));
     let enrolment = enrol::start(Arc::clone(&kernel), root, wanted, leftovers, accept, shutdown);
     Ok((enrolment, kernel))
 }
@@ -100,26 +108,46 @@ pub(super) async fn retire(steward: Steward, in_charge: Condition, no_new_reques
     no_new_requests.cancel();
 }
 
-/// Keeps the kernel's set as the addresses are, until they have no owner any more.
-async fn follow_addresses(
-    kernel: Arc<Kernel>,
+/// Keeps the kernel's set as the addresses are, until they have no owner any more. What can't be set is tried again.
+async fn follow_addresses<E: fmt::Display>(
+    set: impl Fn(&BTreeSet<SocketAddr>) -> Result<(), E>,
     mut addresses: watch::Receiver<Option<Addresses>>,
     mut in_force: BTreeSet<SocketAddr>,
     condition: Condition,
 ) {
-    while addresses.changed().await.is_ok() {
+    let mut backoff = Backoff::new(RETRY);
+    let mut again = None;
+    loop {
+        let retry = async {
+            match again {
+                Some(at) => sleep_until(at).await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            changed = addresses.changed() => if changed.is_err() {
+                break;
+            },
+            () = retry => {}
+        }
         let wanted = addresses.borrow_and_update().clone().unwrap_or_default();
         let (fitting, left_out) = fit(&in_force, &wanted, API_SERVERS_MOST);
-        match kernel.set_api_servers(&fitting) {
+        again = match set(&fitting) {
             Ok(()) => {
                 in_force = fitting;
                 say(&condition, left_out);
+                backoff.reset();
+                None
             }
             Err(error) => {
-                tracing::error!(%error, "connections to the API server's new addresses aren't intercepted");
-                condition.not_ready("the API server's addresses can't be set; the agent's log says why");
+                let wait = backoff.wait();
+                tracing::error!(%error, ?wait, "connections to the API server's new addresses aren't intercepted; tried again");
+                condition.not_ready(
+                    "the API server's addresses can't be set, which is tried again; the agent's log says why",
+                );
+                Some(Instant::now() + wait)
             }
-        }
+        };
     }
     condition.keep();
 }
@@ -149,15 +177,43 @@ fn fit(in_force: &BTreeSet<SocketAddr>, wanted: &BTreeSet<SocketAddr>, most: usi
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use rstest::rstest;
 
     use super::*;
+    use crate::admin::Readiness;
 
     fn set(ports: &[u16]) -> BTreeSet<SocketAddr> {
         ports
             .iter()
             .map(|port| SocketAddr::new([10, 0, 0, 1].into(), *port))
             .collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn addresses_that_cannot_be_set_are_tried_again() {
+        let readiness = Readiness::default();
+        let (publish, addresses) = watch::channel(None);
+        let (told, mut attempts) = mpsc::unbounded_channel();
+        let failures = AtomicUsize::new(3);
+        let attempt = move |wanted: &BTreeSet<SocketAddr>| {
+            told.send(wanted.clone()).unwrap();
+            let left = failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+            if left.is_ok() { Err("no memory") } else { Ok(()) }
+        };
+        let condition = readiness.condition("addresses");
+        condition.ready();
+        tokio::spawn(follow_addresses(attempt, addresses, BTreeSet::new(), condition));
+        publish.send_replace(Some(Arc::new(set(&[1]))));
+        for _ in 0..3 {
+            assert_eq!(attempts.recv().await.unwrap(), set(&[1]));
+        }
+        assert!(!readiness.is_ready());
+        assert_eq!(attempts.recv().await.unwrap(), set(&[1]), "without another change");
+        readiness.ready().await;
+        let quiet = tokio::time::timeout(Duration::from_mins(10), attempts.recv()).await;
+        assert!(quiet.is_err(), "and no more once it is set");
     }
 
     #[rstest]

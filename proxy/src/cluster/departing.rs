@@ -19,11 +19,12 @@ use tokio::{
 };
 
 use super::{
-    ObjectKey, jitter,
+    ObjectKey,
     layout::Layout,
     pods::{self, LABEL, TaggedPod},
     watch::{Objects, Seen},
 };
+use crate::backoff;
 
 /// How often it is looked whether the cgroups are gone.
 const LOOK: Duration = Duration::from_secs(1);
@@ -285,7 +286,7 @@ impl Departures {
             Answer::Deleted => {}
             Answer::Unclear => {
                 let wait = Duration::from_secs(1 << asked.asked.min(5)).min(BACKOFF_MOST);
-                asked.ask_at = Some(now + wait / 2 + jitter(wait / 2));
+                asked.ask_at = Some(now + backoff::up_to(wait));
             }
         }
     }

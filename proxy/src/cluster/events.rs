@@ -1,13 +1,16 @@
 //! Events for operators: one task writes them, slowly where there are many, and drops what is too much. Nothing secret
 //! is in any of them.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use tokio::{
     sync::mpsc,
-    time::{MissedTickBehavior, interval, timeout},
+    time::{Instant, MissedTickBehavior, interval, timeout},
 };
 
 use crate::metrics::{Metrics, Written};
@@ -18,6 +21,8 @@ const QUEUE: usize = 512;
 const PACE: Duration = Duration::from_millis(100);
 /// How long the API server may take.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often it is said how many were dropped.
+const TELL_DROPPED_EVERY: Duration = Duration::from_secs(30);
 /// The API server's limit on a note.
 const NOTE_MOST: usize = 1024;
 
@@ -41,6 +46,7 @@ pub struct Notice {
 pub struct Events {
     queue: mpsc::Sender<Notice>,
     metrics: Metrics,
+    dropped: Dropped,
 }
 
 impl Events {
@@ -55,7 +61,11 @@ impl Events {
         let recorder = Recorder::new(client, reporter);
         let (queue, notices) = mpsc::channel(QUEUE);
         tokio::spawn(write(recorder, notices, metrics.clone()));
-        Self { queue, metrics }
+        Self {
+            queue,
+            metrics,
+            dropped: Dropped::default(),
+        }
     }
 
     /// Hands one in. It never waits.
@@ -63,12 +73,33 @@ impl Events {
         if let Err(error) = self.queue.try_send(notice) {
             let notice = error.into_inner();
             self.metrics.event(Written::Dropped);
-            tracing::warn!(
-                reason = notice.reason,
-                note = notice.note,
-                "too many Events: one is dropped"
-            );
+            if let Some(dropped) = self.dropped.count(Instant::now()) {
+                tracing::warn!(
+                    dropped,
+                    reason = notice.reason,
+                    note = notice.note,
+                    "too many Events: some are dropped, this one the last so far"
+                );
+            }
         }
+    }
+}
+
+/// Counts what is dropped, and says from time to time how many.
+#[derive(Debug, Clone, Default)]
+struct Dropped(Arc<Mutex<(u64, Option<Instant>)>>);
+
+impl Dropped {
+    /// One more. How many there were since it was last asked to be told, where it's time to.
+    fn count(&self, now: Instant) -> Option<u64> {
+        let mut counted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (dropped, told) = &mut *counted;
+        *dropped += 1;
+        if told.is_some_and(|at| now.duration_since(at) < TELL_DROPPED_EVERY) {
+            return None;
+        }
+        *told = Some(now);
+        Some(std::mem::take(dropped))
     }
 }
 
@@ -110,6 +141,14 @@ fn cut(note: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_burst_that_is_dropped_is_told_of_once_and_counted() {
+        let (dropped, start) = (Dropped::default(), Instant::now());
+        let told: Vec<_> = (0..1000).filter_map(|_| dropped.count(start)).collect();
+        assert_eq!(told, [1]);
+        assert_eq!(dropped.count(start + TELL_DROPPED_EVERY), Some(1000));
+    }
 
     #[test]
     fn a_note_is_cut_between_characters() {

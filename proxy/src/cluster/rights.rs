@@ -16,10 +16,10 @@ use tokio::{
 
 use super::{
     events::{Events, Notice},
-    jitter,
     pods::TaggedPod,
     watch::Seen,
 };
+use crate::backoff;
 
 /// Answers for one service account are used again for so long.
 const REMEMBERED: Duration = Duration::from_mins(10);
@@ -47,7 +47,7 @@ pub async fn tell_rights(client: kube::Client, mut pods: watch::Receiver<Seen<Ar
     let mut looked: BTreeSet<String> = BTreeSet::new();
     let mut known: HashMap<Account, (Instant, Vec<&'static str>)> = HashMap::new();
     let mut failures: u32 = 0;
-    sleep(jitter(START)).await;
+    sleep(backoff::within(START)).await;
     loop {
         let mut has_failed = false;
         let objects = pods.borrow_and_update().objects.clone().unwrap_or_default();
@@ -86,7 +86,7 @@ pub async fn tell_rights(client: kube::Client, mut pods: watch::Receiver<Seen<Ar
         failures = if has_failed { failures.saturating_add(1) } else { 0 };
         if has_failed {
             let wait = Duration::from_secs(5 << failures.min(8)).min(BACKOFF_MOST);
-            sleep(wait / 2 + jitter(wait / 2)).await;
+            sleep(backoff::up_to(wait)).await;
             if pods.has_changed().is_err() {
                 return;
             }

@@ -14,11 +14,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{
-    jitter,
-    pods::{self, TaggedPod},
-};
-use crate::{enrol::Leftovers, pod::WantedPod};
+use super::pods::{self, TaggedPod};
+use crate::{backoff, enrol::Leftovers, pod::WantedPod};
 
 /// How long the watch may take to see what a list has shown. By then a pod of the list may be gone, and it is made anew.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -70,7 +67,7 @@ pub async fn settle(
             Err(error) => {
                 tracing::warn!(%error, "this node's pods can't be listed: those of the agent before that aren't known \
                     stay refused");
-                sleep(pause / 2 + jitter(pause / 2)).await;
+                sleep(backoff::up_to(pause)).await;
                 pause = LONGEST.min(pause * 2);
             }
         }

@@ -18,8 +18,11 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{ObjectKey, jitter};
-use crate::metrics::{Metrics, Watched};
+use super::ObjectKey;
+use crate::{
+    backoff,
+    metrics::{Metrics, Watched},
+};
 
 /// The agents of a cluster that starts as a whole spread their first lists over so long. Short: pods wait. What is
 /// followed later is so for a reason of its node's own.
@@ -100,7 +103,7 @@ pub fn follow<T: Clone + Send + Sync + 'static>(
     let health = metrics.watch(query.what);
     tokio::spawn(async move {
         if query.what.is_followed_from_the_start() {
-            sleep(jitter(START)).await;
+            sleep(backoff::within(START)).await;
         }
         let api: Api<DynamicObject> = match &query.namespace {
             Some(namespace) => Api::namespaced_with(client, namespace, &query.resource),
@@ -195,7 +198,7 @@ impl Iterator for Slower {
     fn next(&mut self) -> Option<Duration> {
         let wait = self.0;
         self.0 = LATEST.min(wait * 2);
-        Some(wait + jitter(wait))
+        Some(wait + backoff::within(wait))
     }
 }
 

@@ -16,11 +16,11 @@ use tokio::{
 use super::{
     ObjectKey,
     events::{Events, Notice},
-    jitter,
     sessions::{ByNamespace, SessionObject, all, find},
     status::{Local, SHARED, entry, entry_differs, left, manager, top, top_differs},
 };
 use crate::{
+    backoff,
     clock::Clock,
     enrol::{PodState, PodStatus},
     metrics::{Metrics, Written},
@@ -209,7 +209,7 @@ impl Progress {
             self.top_due = None;
             return Step::Nothing;
         }
-        let due = *self.top_due.get_or_insert_with(|| instant + jitter(COURTESY));
+        let due = *self.top_due.get_or_insert_with(|| instant + backoff::within(COURTESY));
         if instant < due || !gap_over(self.top.as_ref().map(|(_, at)| *at)) {
             return Step::Nothing;
         }
@@ -220,7 +220,7 @@ impl Progress {
         if !written {
             self.failures += 1;
             let wait = Duration::from_secs(1 << self.failures.min(6)).min(BACKOFF_MOST);
-            self.not_before = now + wait / 2 + jitter(wait / 2);
+            self.not_before = now + backoff::up_to(wait);
             return;
         }
         self.failures = 0;

@@ -1,7 +1,6 @@
-//! Asking the API server: an end to waiting for an answer, an error that says what was asked for, and how long to wait
-//! before asking again.
+//! Asking the API server: an end to waiting for an answer, and an error that says what was asked for.
 
-use std::{future::Future, ops::Range, time::Duration};
+use std::{future::Future, time::Duration};
 
 use tokio::time;
 
@@ -59,65 +58,5 @@ impl TrustError {
                 | Self::NotASecret { .. }
                 | Self::Contended(_)
         )
-    }
-}
-
-/// Longer and longer waits, none of which two agents share.
-#[derive(Debug)]
-pub(super) struct Backoff {
-    from: Duration,
-    at_most: Duration,
-    next: Duration,
-}
-
-impl Backoff {
-    pub(super) fn new(bounds: Range<Duration>) -> Self {
-        Self {
-            from: bounds.start,
-            at_most: bounds.end,
-            next: bounds.start,
-        }
-    }
-
-    /// How long to wait this time.
-    pub(super) fn wait(&mut self) -> Duration {
-        let wait = jittered(self.next);
-        self.next = (self.next * 2).min(self.at_most);
-        wait
-    }
-
-    /// It went well.
-    pub(super) fn reset(&mut self) {
-        self.next = self.from;
-    }
-}
-
-/// Between half of `wait` and three halves.
-pub(super) fn jittered(wait: Duration) -> Duration {
-    wait.mul_f64(0.5 + fastrand::f64())
-}
-
-/// Between nothing and `at_most`.
-pub(super) fn spread(at_most: Duration) -> Duration {
-    at_most.mul_f64(fastrand::f64())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn waits_grow_to_a_bound_and_begin_again() {
-        let seconds = Duration::from_secs;
-        let mut backoff = Backoff::new(seconds(1)..seconds(8));
-        for around in [1, 2, 4, 8, 8] {
-            let wait = backoff.wait();
-            assert!(
-                wait >= seconds(around) / 2 && wait <= seconds(around) * 3 / 2,
-                "{wait:?}"
-            );
-        }
-        backoff.reset();
-        assert!(backoff.wait() <= seconds(3) / 2);
     }
 }

@@ -24,12 +24,15 @@ use tokio::{
 
 use super::{
     TrustError,
-    ask::{Backoff, MANAGED_BY, MANAGER, ask, jittered, spread},
+    ask::{MANAGED_BY, MANAGER, ask},
     changed,
     own_ca::CaCertificates,
     pem,
 };
-use crate::files::{self, FileWatch};
+use crate::{
+    backoff::{self, Backoff},
+    files::{self, FileWatch},
+};
 
 /// The `ConfigMap`'s name in every namespace.
 pub const CONFIG_MAP: &str = "understudy-ca";
@@ -87,7 +90,7 @@ impl Publisher {
         let mut known = BTreeSet::new();
         let mut backoff = Backoff::new(RETRY);
         let mut retry = None;
-        let mut look = Instant::now() + jittered(LOOK);
+        let mut look = Instant::now() + backoff::around(LOOK);
         let mut renew = None;
         // What is there already is new to us.
         namespaces.mark_changed();
@@ -104,7 +107,7 @@ impl Publisher {
                     new
                 }
                 () = self.renewed() => {
-                    renew.get_or_insert_with(|| Instant::now() + spread(SPREAD));
+                    renew.get_or_insert_with(|| Instant::now() + backoff::within(SPREAD));
                     continue;
                 }
                 () = at(renew) => {
@@ -115,7 +118,7 @@ impl Publisher {
                     known.clone()
                 }
                 () = time::sleep_until(look) => {
-                    look = Instant::now() + jittered(LOOK);
+                    look = Instant::now() + backoff::around(LOOK);
                     known.clone()
                 }
                 () = at(retry) => self.due.clone(),

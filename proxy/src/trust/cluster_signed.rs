@@ -23,15 +23,17 @@ use tokio::{sync::watch, time};
 
 use self::{order::Orders, request::Signed, standing::Standing};
 use super::{
-    TrustError,
-    ask::{Backoff, spread},
-    changed,
+    TrustError, changed,
     names::ServedNames,
     provider,
     roots::load_roots,
     serving::{Serving, ServingCert},
 };
-use crate::{admin::Condition, clock::Clock};
+use crate::{
+    admin::Condition,
+    backoff::{self, Backoff},
+    clock::Clock,
+};
 
 /// The signer whose certificates every cluster's own components trust.
 pub const KUBELET_SERVING: &str = "kubernetes.io/kubelet-serving";
@@ -125,7 +127,7 @@ impl Service {
                 continue;
             }
             if lacks_names {
-                time::sleep(spread(SPREAD)).await;
+                time::sleep(backoff::within(SPREAD)).await;
             }
             current = self.obtain(&mut names).await;
             publish.send_replace(current.serving.clone());

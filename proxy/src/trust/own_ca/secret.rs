@@ -19,10 +19,11 @@ use tokio::time::{self, Instant};
 use super::{CaSecret, IfEmpty, Keeper};
 use crate::{
     admin::Condition,
+    backoff::{self, Backoff},
     clock::Clock,
     trust::{
         TrustError,
-        ask::{Backoff, MANAGED_BY, ask, spread, unless},
+        ask::{MANAGED_BY, ask, unless},
         authority::{Authority, Written},
     },
 };
@@ -149,7 +150,8 @@ impl Keeper for Followed {
             match event {
                 Some(Ok(event)) => {
                     if self.heard(&event) {
-                        self.again.get_or_insert_with(|| Instant::now() + spread(SPREAD));
+                        self.again
+                            .get_or_insert_with(|| Instant::now() + backoff::within(SPREAD));
                     }
                 }
                 Some(Err(error)) => {
