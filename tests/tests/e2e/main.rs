@@ -4,6 +4,7 @@
 mod addresses;
 mod attack;
 mod away;
+mod caller;
 mod churn;
 mod clients;
 mod cluster;

@@ -12,6 +12,8 @@ use crate::node::{AGENT_NAMESPACE, Trust};
 /// In every way of trust.
 const BASE: &str = include_str!("../../../../deploy/base/rbac.yaml");
 const CLUSTER_SIGNED: &str = include_str!("../../../../deploy/overlays/cluster-signed/rbac.yaml");
+/// For sessions whose callers prove who they are.
+const CALLER: &str = include_str!("../../../../deploy/components/caller-identity/rbac.yaml");
 const OWN_CA: &str = include_str!("../../../../deploy/overlays/own-ca/rbac.yaml");
 /// Whom the agent may become: the scene's viewer, with the groups that Kubernetes gives it.
 const IMPERSONATE: &str = include_str!("../../../../deploy/examples/support/impersonate.yaml");
@@ -27,7 +29,7 @@ pub(super) fn of_agent(options: &ServerOptions) -> Result<Vec<Value>> {
         Some(Trust::Files) => &[BASE, IMPERSONATE],
         Some(Trust::ClusterSigned) => &[BASE, IMPERSONATE, CLUSTER_SIGNED],
         Some(Trust::OwnCa) => &[BASE, IMPERSONATE, OWN_CA],
-        None => &[BASE, IMPERSONATE, CLUSTER_SIGNED, OWN_CA],
+        None => &[BASE, IMPERSONATE, CALLER, CLUSTER_SIGNED, OWN_CA],
     };
     let mut objects = Vec::new();
     for file in files {
