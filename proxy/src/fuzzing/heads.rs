@@ -218,14 +218,26 @@ impl Impersonated {
                 "impersonate-uid" => read.uid.push(value),
                 other => match other.strip_prefix("impersonate-extra-") {
                     Some(key) => {
-                        let key = percent_decode_str(key).decode_utf8_lossy().into_owned();
-                        read.extra.entry(key).or_default().push(value);
+                        read.extra.entry(unescaped(key)).or_default().push(value);
                     }
                     None => read.unknown.push(other.to_owned()),
                 },
             }
         }
         read
+    }
+}
+
+/// As `unescapeExtraKey` there: what isn't percent-encoded throughout stands as it is.
+fn unescaped(key: &str) -> String {
+    let is_encoded = key.split('%').skip(1).all(|rest| {
+        let digits = rest.as_bytes().get(..2);
+        digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
+    });
+    if is_encoded {
+        percent_decode_str(key).decode_utf8_lossy().into_owned()
+    } else {
+        key.to_owned()
     }
 }
 

@@ -105,14 +105,19 @@ pub(super) fn without_values(message: &str) -> String {
     while let Some(start) = rest.find(['"', '`']) {
         let quote = if rest[start..].starts_with('"') { '"' } else { '`' };
         let (before, quoted) = (&rest[..=start], &rest[start + 1..]);
-        // A quote within a value is escaped in double quotes; the last of them ends it either way.
+        // A value may hold quotes itself. What follows an unknown name is ours, and begins as serde has it.
         let end = if quote == '"' {
             quoted.rfind(quote)
         } else {
-            quoted.find(quote)
+            let after = ["`, expected", "`, there are no"];
+            let ours = after.iter().filter_map(|after| quoted.rfind(after)).max();
+            ours.or_else(|| quoted.find(quote))
         };
-        let Some(end) = end else { break };
         shown.push_str(before);
+        let Some(end) = end else {
+            shown.push_str("...");
+            return shown;
+        };
         shown.push_str(if quote == '`' && end <= NAME {
             &quoted[..end]
         } else {
@@ -140,6 +145,15 @@ mod tests {
     )]
     #[case(r#"string "a\"b", expected "c""#, r#"string "...""#)]
     #[case("line 3 column 4: no end", "line 3 column 4: no end")]
+    #[case(
+        "unknown field `to```ken-that-is-a-secret-in-itself``s`, expected one of `token`, `ttl`",
+        "unknown field `...`, expected one of `token`, `ttl`"
+    )]
+    #[case(
+        "unknown field `a`b-secret`, there are no fields",
+        "unknown field `a`b-secret`, there are no fields"
+    )]
+    #[case("unknown field `s3cr3t", "unknown field `...")]
     fn quotes_nothing_long(#[case] message: &str, #[case] shown: &str) {
         assert_eq!(without_values(message), shown);
     }

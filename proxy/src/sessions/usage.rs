@@ -134,6 +134,8 @@ fn between(earlier: Timestamp, later: Timestamp) -> Duration {
 mod tests {
     use std::sync::atomic::{AtomicI64, Ordering};
 
+    use understudy_cases::{Area, seen};
+
     use super::*;
 
     const START: &str = "2026-01-01T00:00:00Z";
@@ -195,11 +197,19 @@ mod tests {
         tokio::time::advance(Duration::from_mins(5)).await;
         now.fetch_sub(3600, Ordering::SeqCst);
         let set_back = Timestamp::from_second(now.load(Ordering::SeqCst)).unwrap();
-        assert_eq!(usage.idle_for(set_back), Duration::from_mins(5));
+        let idle = usage.idle_for(set_back);
+        assert_eq!(idle, Duration::from_mins(5));
         // A machine that slept: its timers stood still.
-        assert_eq!(
-            usage.idle_for(start() + Duration::from_hours(1)),
-            Duration::from_hours(1)
+        let slept = usage.idle_for(start() + Duration::from_hours(1));
+        assert_eq!(slept, Duration::from_hours(1));
+        seen(
+            Area::Faults,
+            "The clock jumps: five minutes unused, then set back an hour; asleep for an hour",
+            format!(
+                "the session is idle for {} s; for {} s",
+                idle.as_secs(),
+                slept.as_secs()
+            ),
         );
     }
 

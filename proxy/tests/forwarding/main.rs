@@ -29,5 +29,4 @@ mod nested;
 mod pooling;
 mod refusals;
 mod servers;
-mod spoofing;
 mod upgrades;

@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     io::{self, BufRead as _, Read as _},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsRawFd as _,
     process::Command,
     sync::{
@@ -160,6 +160,12 @@ impl Process {
             let status = Command::new("ip").args(arguments.split(' ')).status().unwrap();
             assert!(status.success(), "ip {arguments}");
         }
+        // The kernel makes an IPv6 address's route a moment after the address. Nothing is sent.
+        super::eventually("the IPv6 address has its route", || {
+            UdpSocket::bind("[::]:0")
+                .and_then(|socket| socket.connect(super::API_V6))
+                .is_ok()
+        });
         for address in [super::API_V4, super::API_V6, super::OTHER_V4] {
             let listener = TcpListener::bind(address).unwrap();
             let served = Arc::clone(&self.served);

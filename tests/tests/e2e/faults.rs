@@ -173,6 +173,10 @@ async fn a_full_disk_for_the_audit_log_is_never_silent(#[case] policy: &str) -> 
 async fn out_of_file_descriptors_the_agent_sheds_load_and_keeps_its_probes() -> Result<()> {
     let world = world(quiet().open_files(192)).await?;
     let neighbour = neighbour(&world.node)?;
+    eventually("the neighbour has its session", async || {
+        Ok(curl_raw(&neighbour, PODS, &[]).await?.succeeded().then_some(()))
+    })
+    .await?;
     let watched = ["get", "configmaps", "-n", "prod", "--watch", "-o", "name"];
     let mut watch = neighbour.kubectl_command(watched)?.spawn()?;
     watch.stdout_until(|text| text.contains("configmap/settings")).await?;
