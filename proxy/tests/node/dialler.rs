@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     io::{self, BufRead as _, Read as _},
-    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{SocketAddr, TcpListener, TcpStream},
     os::fd::AsRawFd as _,
     process::Command,
     sync::{
@@ -160,12 +160,10 @@ impl Process {
             let status = Command::new("ip").args(arguments.split(' ')).status().unwrap();
             assert!(status.success(), "ip {arguments}");
         }
-        // The kernel makes an IPv6 address's route a moment after the address. Nothing is sent, and no API server's port
-        // is named, for the programs count what names one.
+        // The kernel makes an IPv6 address's route a moment after the address.
         super::eventually("the IPv6 address has its route", || {
-            UdpSocket::bind("[::]:0")
-                .and_then(|socket| socket.connect("[fd00:96::1]:9"))
-                .is_ok()
+            let route = Command::new("ip").args(["-6", "route", "get", "fd00:96::1"]).output();
+            route.unwrap().status.success()
         });
         for address in [super::API_V4, super::API_V6, super::OTHER_V4] {
             let listener = TcpListener::bind(address).unwrap();
