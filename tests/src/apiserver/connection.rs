@@ -196,6 +196,8 @@ async fn serve_http2(io: Wire, connection: &Arc<Connection>, shared: &Arc<Shared
         http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .max_concurrent_streams(max_streams)
+            // As Go's server, which doesn't count what was on its way on a stream when that was answered early.
+            .max_local_error_reset_streams(None)
             .serve_connection(TokioIo::new(io), {
                 let (connection, shared) = (connection.clone(), shared.clone());
                 service_fn(move |request| serve::serve(shared.clone(), connection.clone(), request))

@@ -25,6 +25,9 @@ struct Tally {
     failed: BTreeMap<String, usize>,
 }
 
+/// Connections upstream that the pool may keep open, idle, beyond those that it had.
+const POOLED: usize = 4;
+
 /// What the agent holds.
 #[derive(Debug, Clone, Copy)]
 struct Holding {
@@ -86,7 +89,7 @@ async fn a_hundred_thousand_connections_leave_nothing() -> Result<()> {
     let after = PATIENCE
         .until("the agent holds no more than before", async || {
             let holding = Holding::of(&world).await?;
-            let small = holding.files <= before.files && holding.rss_kib * 10 <= before.rss_kib * 11;
+            let small = holding.files <= before.files + POOLED && holding.rss_kib * 10 <= before.rss_kib * 11;
             Ok((holding.is_idle() && small).then_some(holding))
         })
         .await;
@@ -115,8 +118,8 @@ async fn a_hundred_thousand_connections_leave_nothing() -> Result<()> {
     println!("before: {before:?}\nafter: {after:?}");
     let outcome = format!(
         "{}, {} and {}; the next request is served",
-        if after.files <= before.files {
-            "no more files open than before"
+        if after.files <= before.files + POOLED {
+            "no more files open than before, but for a few idle connections upstream"
         } else {
             "more files open"
         },
