@@ -7,7 +7,7 @@ use understudy_tests::node::{Agent, AgentOptions, Node, PodSpec, Session, eventu
 
 use crate::{
     cluster::Cluster,
-    world::{curl, curl_raw, whoami},
+    world::{becomes, curl, curl_raw, whoami},
 };
 
 const PODS: &str = "/api/v1/namespaces/prod/pods";
@@ -23,7 +23,7 @@ async fn sessions_are_in_force_while_the_api_server_is_away() -> Result<()> {
     let other_pod = cluster
         .pod(PodSpec::named("other").namespace("support").session("bob"))
         .await?;
-    cluster.until(&other_pod, &cluster.viewer()).await?;
+    becomes(&other_pod, &cluster.viewer()).await?;
     let pid = cluster.agent.pid()?;
     cluster.api.kill9().await?;
     let away = Instant::now();
@@ -57,7 +57,8 @@ async fn sessions_are_in_force_while_the_api_server_is_away() -> Result<()> {
 
     // What has changed since is heard when the backoff is over.
     let ends = eventually("the deletion is heard of", async || {
-        let refused = curl(&other_pod, PODS, &[]).await?.code == 403;
+        // The very request that meets the end is cut short.
+        let refused = curl(&other_pod, PODS, &[]).await.is_ok_and(|answer| answer.code == 403);
         Ok(refused.then(|| back.elapsed()))
     })
     .await?;

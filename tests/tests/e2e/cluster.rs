@@ -16,7 +16,7 @@ use understudy_tests::node::{
 
 use crate::{
     hold::listening_ports,
-    world::{WITHIN_A_SECOND, curl, curl_raw, no_answer, whoami},
+    world::{WITHIN_A_SECOND, becomes, curl, curl_raw, no_answer, whoami},
 };
 
 const SESSIONS: &str = "sessions.understudy.dev";
@@ -73,18 +73,8 @@ impl Cluster {
     /// A pod in the session, acting in it.
     pub(crate) async fn pod_in_session(&self) -> Result<Pod> {
         let pod = self.pod(shell().session("alice")).await?;
-        self.until(&pod, &self.viewer()).await?;
+        becomes(&pod, &self.viewer()).await?;
         Ok(pod)
-    }
-
-    pub(crate) async fn until(&self, pod: &Pod, user: &str) -> Result<()> {
-        eventually("the pod acts as it should", async || {
-            let output = pod
-                .kubectl("auth whoami -o jsonpath={.status.userInfo.username}")
-                .await?;
-            Ok((output.succeeded() && output.stdout == user).then_some(()))
-        })
-        .await
     }
 
     pub(crate) async fn status(&self) -> Result<Value> {
@@ -212,7 +202,7 @@ async fn a_sessions_deletion_ends_a_watch_within_a_second() -> Result<()> {
     curl(&pod, PODS, &[]).await?.assert_status(403, "Forbidden");
     // Made again, it is another, and in force at once.
     cluster.api.write_session(&cluster.session).await?;
-    cluster.until(&pod, &cluster.viewer()).await
+    becomes(&pod, &cluster.viewer()).await
 }
 
 /// Invariant 5. The pod that it runs in is played by the test API server: a real one would ask its kubelet.
@@ -238,11 +228,11 @@ async fn a_label_is_given_and_taken_while_the_pod_runs() -> Result<()> {
     assert_eq!(whoami(&pod).await?, cluster.powerless());
     for _ in 0..2 {
         cluster.api.label_pod(pod.spec(), SESSION_LABEL, Some("alice")).await?;
-        cluster.until(&pod, &cluster.viewer()).await?;
+        becomes(&pod, &cluster.viewer()).await?;
         let watch = start_watch(&pod).await?;
         cluster.api.label_pod(pod.spec(), SESSION_LABEL, None).await?;
         watch.wait(WITHIN_A_SECOND).await?;
-        cluster.until(&pod, &cluster.powerless()).await?;
+        becomes(&pod, &cluster.powerless()).await?;
     }
     Ok(())
 }
@@ -283,7 +273,7 @@ async fn after_uninstall_running_pods_are_what_they_were() -> Result<()> {
     let pod = cluster.pod_in_session().await?;
     let host = PodSpec::named("host").namespace("support").session("alice");
     let host = cluster.pod(host.host_network()).await?;
-    cluster.until(&host, &cluster.viewer()).await?;
+    becomes(&host, &cluster.viewer()).await?;
     assert!(!listening_ports(&pod).await?.is_empty());
     assert!(cluster.node.pin_dir().exists() && cluster.node.run_dir().exists());
     let cgroups = cgroups(cluster.node.cgroup_root())?;

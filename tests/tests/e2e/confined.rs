@@ -3,9 +3,9 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 use anyhow::{Context as _, Result};
-use understudy_tests::node::{AgentOptions, ApiServer, Node, PodSpec, Session, eventually};
+use understudy_tests::node::{AgentOptions, ApiServer, Node, PodSpec, Session};
 
-use crate::world::{World, curl, whoami};
+use crate::world::{World, becomes, curl, whoami};
 
 /// `CAP_BPF` (39), `CAP_SYS_ADMIN` (21), `CAP_SYS_PTRACE` (19), `CAP_NET_ADMIN` (12).
 const KEPT: &str = "0000008000281000";
@@ -103,10 +103,7 @@ async fn the_deployed_capabilities_suffice() -> Result<()> {
         .acting_as(&world.node.accounts().viewer)
         .for_pod(&later);
     world.node.sessions().write(&session)?;
-    eventually("the pod that came later is served", async || {
-        Ok((whoami(&later).await? == world.viewer()).then_some(()))
-    })
-    .await?;
+    becomes(&later, &world.viewer()).await?;
 
     // Taking over what an agent before has left in force.
     let checked = understudy_tests::node::Agent::check(&world.node, &options)?

@@ -22,11 +22,11 @@ const MIB: u64 = 1024 * 1024;
 /// Opens connections to the API server, says how many are open still, and holds them until its input ends. With `tls`
 /// each asks for a path and never reads the answer.
 const HOLD: &str = r#"
-import select, socket, ssl, sys
-count, path = int(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None
+import select, socket, ssl, sys, time
+many, path = int(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None
 trust = ssl.create_default_context(cafile="/var/run/secrets/kubernetes.io/serviceaccount/ca.crt")
 held, failed = [], 0
-for number in range(count):
+for number in range(many):
     try:
         plain = socket.create_connection(("10.96.0.1", 443), timeout=10)
         if path:
@@ -36,8 +36,14 @@ for number in range(count):
         held.append(plain)
     except OSError:
         failed += 1
-closed, = select.select(held, [], [], 1)[:1] if not path else ([],)
-print(f"held {len(held) - len(closed)} closed {len(closed) + failed}", flush=True)
+count = still = 0
+for _ in range(0 if path else 100):
+    before, count = count, len(select.select(held, [], [], 0)[0])
+    still = still + 1 if count and count == before else 0
+    if still == 5:
+        break
+    time.sleep(0.2)
+print(f"held {len(held) - count} closed {count + failed}", flush=True)
 sys.stdin.read()
 "#;
 

@@ -8,7 +8,7 @@ use understudy_tests::node::{
     AgentOptions, ApiServer, Node, PodSpec, Session, TestServerOptions, Trust, binaries, eventually,
 };
 
-use crate::world::{World, curl, curl_raw, whoami};
+use crate::world::{World, becomes, curl, curl_raw};
 
 /// At trace level, after traffic of every kind, the good and the bad.
 #[tokio::test]
@@ -23,10 +23,7 @@ async fn no_secret_is_in_any_log() -> Result<()> {
         .for_pod(&world.untagged);
     world.node.sessions().write(&token_session)?;
     world.agent.publish_ca([&world.pod, &world.untagged])?;
-    eventually("the token's session is on", async || {
-        Ok((whoami(&world.untagged).await? == world.viewer()).then_some(()))
-    })
-    .await?;
+    becomes(&world.untagged, &world.viewer()).await?;
     let pods = "/api/v1/namespaces/prod/pods";
     for pod in [&world.pod, &world.untagged] {
         for arguments in [

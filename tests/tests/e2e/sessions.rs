@@ -8,7 +8,7 @@ use rstest::rstest;
 use serde_json::json;
 use understudy_tests::node::{Running, Session, eventually};
 
-use crate::world::{WITHIN_A_SECOND, World, curl, whoami};
+use crate::world::{WITHIN_A_SECOND, World, becomes, curl, whoami};
 
 const PODS: &str = "/api/v1/namespaces/prod/pods";
 
@@ -88,18 +88,10 @@ async fn a_sessions_end_leaves_the_others_streams_alone() -> Result<()> {
         .acting_as(viewer)
         .for_pod(&world.untagged);
     world.node.sessions().write(&other)?;
-    eventually("the other pod is tagged", async || {
-        Ok((whoami(&world.untagged).await? == viewer.username()).then_some(()))
-    })
-    .await?;
+    becomes(&world.untagged, &viewer.username()).await?;
     let mut watch = Live::Watch.start(&world).await?;
     world.node.sessions().remove(&other)?;
-    eventually("the other pod is itself again", async || {
-        // The very request that meets the end is cut short.
-        let name = whoami(&world.untagged).await.ok();
-        Ok((name == Some(world.powerless())).then_some(()))
-    })
-    .await?;
+    becomes(&world.untagged, &world.powerless()).await?;
     world
         .api
         .admin(["create", "configmap", "later", "-n", "prod"])?
@@ -146,10 +138,7 @@ async fn a_pod_is_tagged_and_moved_without_a_restart() -> Result<()> {
         ),
     ] {
         world.node.sessions().write(&session)?;
-        eventually("the pod acts in its session", async || {
-            Ok((whoami(&world.untagged).await? == expected).then_some(()))
-        })
-        .await?;
+        becomes(&world.untagged, &expected).await?;
     }
     Ok(())
 }
@@ -169,10 +158,7 @@ async fn a_session_with_a_token_sends_that_token(#[case] method: Option<&str>) -
         session = session.field("authMethod", json!(method));
     }
     world.node.sessions().write(&session)?;
-    eventually("the pod acts in its session", async || {
-        Ok((whoami(&world.untagged).await? == viewer.username()).then_some(()))
-    })
-    .await?;
+    becomes(&world.untagged, &viewer.username()).await?;
     let mark = world.api.mark().await?;
     curl(&world.untagged, PODS, &[]).await?;
     for seen in world.api.seen_since(mark).await? {

@@ -13,7 +13,7 @@ use understudy_tests::node::{
     network::{API_SERVER, SERVICE_V4},
 };
 
-use crate::world::{curl_at, curl_raw, whoami};
+use crate::world::{becomes, curl_at, curl_raw, whoami};
 
 const PODS: &str = "/api/v1/namespaces/prod/pods";
 /// What programs call the API server, beside its addresses.
@@ -84,13 +84,7 @@ impl Scene {
     }
 
     async fn until_it_acts(&self, pod: &Pod) -> Result<()> {
-        eventually("the pod acts as the session's account", async || {
-            let output = pod
-                .kubectl("auth whoami -o jsonpath={.status.userInfo.username}")
-                .await?;
-            Ok((output.succeeded() && output.stdout == self.viewer()).then_some(()))
-        })
-        .await
+        becomes(pod, &self.viewer()).await
     }
 
     fn viewer(&self) -> String {

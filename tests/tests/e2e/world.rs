@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 use understudy_tests::node::{
-    Agent, AgentOptions, ApiServer, Node, Output, Pod, PodSpec, Session, TestServerOptions, Trust, binaries,
+    Agent, AgentOptions, ApiServer, Node, Output, Pod, PodSpec, Session, TestServerOptions, Trust, binaries, eventually,
 };
 
 /// The stated limit on how long a session's end may take to end what runs in it.
@@ -171,8 +171,21 @@ pub(crate) async fn dial(pod: &Pod, addresses: impl IntoIterator<Item = String>)
 
 /// Who the API server takes the pod for, asked with kubectl.
 pub(crate) async fn whoami(pod: &Pod) -> Result<String> {
-    let output = pod
-        .kubectl("auth whoami -o jsonpath={.status.userInfo.username}")
-        .await?;
+    let output = ask_whoami(pod).await?;
     Ok(output.success()?.stdout)
+}
+
+/// Waits until the API server takes the pod for that user.
+///
+/// A request that meets the change of its session may be cut short: it is asked again.
+pub(crate) async fn becomes(pod: &Pod, user: &str) -> Result<()> {
+    eventually(&format!("the pod acts as {user}"), async || {
+        let output = ask_whoami(pod).await?;
+        Ok((output.succeeded() && output.stdout == user).then_some(()))
+    })
+    .await
+}
+
+async fn ask_whoami(pod: &Pod) -> Result<Output> {
+    pod.kubectl("auth whoami -o jsonpath={.status.userInfo.username}").await
 }

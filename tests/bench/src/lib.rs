@@ -1,0 +1,1 @@
+//! The benchmark: Understudy beside what people would run instead, in one run.
