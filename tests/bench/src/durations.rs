@@ -56,9 +56,9 @@ impl Durations {
     /// The smallest that so many of a thousand don't exceed.
     fn rank(&self, thousandths: usize) -> Option<f64> {
         let rank = (self.0.len() * thousandths).div_ceil(1000).max(1);
-        let nanoseconds = *self.0.get(rank - 1)?;
         // Tenths of a microsecond are more than any of it is good for.
-        Some(Duration::from_nanos(nanoseconds / 100 * 100).as_secs_f64() * 1e6)
+        let tenths = u32::try_from(self.0.get(rank - 1)? / 100).unwrap_or(u32::MAX);
+        Some(f64::from(tenths) / 10.0)
     }
 }
 

@@ -112,8 +112,14 @@ async fn list(mut stream: SendStream<Bytes>, bytes: u64) -> Result<()> {
     while sent < bytes {
         let left = usize::try_from(bytes - sent).unwrap_or(usize::MAX);
         stream.reserve_capacity(CHUNK.min(left));
-        let room = poll_fn(|context| stream.poll_capacity(context)).await;
-        let data = content::at(sent, room.context("the stream has ended")??.min(left));
+        // What is left of an earlier grant isn't told of again.
+        let room = match stream.capacity() {
+            0 => poll_fn(|context| stream.poll_capacity(context))
+                .await
+                .context("the stream has ended")??,
+            room => room,
+        };
+        let data = content::at(sent, room.min(left));
         sent += data.len() as u64;
         stream.send_data(data, sent == bytes)?;
     }
