@@ -148,13 +148,13 @@ pub async fn run(options: &Options) -> Result<Report> {
     let mut upstream_per_cpu_second = None;
     let mut noise = None;
     if chosen.iter().any(|name| *name != NODE) {
-        upstream_per_cpu_second = Some(upstream(&targets, terms).await?);
+        upstream_per_cpu_second = upstream(&targets, terms).await?;
         if !options.compares() {
-            noise = against_itself(&mut targets, options.rounds(), terms).await?;
+            noise = against_itself(&mut targets, options.rounds(), terms).await;
         }
     }
     if chosen.contains(&"latency-half") {
-        terms.half_load = measures::half_load(&targets, 2).await?;
+        terms.half_load = measures::half_load(&targets, 2).await;
     }
     let mut all: Vec<(&str, Samples)> = Vec::new();
     for name in chosen.iter().filter(|name| **name != NODE) {
@@ -250,31 +250,36 @@ async fn check(target: &Target) -> Result<()> {
 }
 
 /// What the upstream answers in a second of its own processor time, with whatever stands nearest before it.
-async fn upstream(targets: &[Target], terms: Terms) -> Result<Estimate> {
+async fn upstream(targets: &[Target], terms: Terms) -> Result<Option<Estimate>> {
     let target = targets.first().context("there is a target")?;
     let process = target.stage.upstream()?;
     let mut rates = Vec::new();
     for _ in 0..if terms.quick { 1 } else { 3 } {
         let before = CpuTime::of(process)?;
         let limit = std::time::Duration::from_mins(1);
-        let answers = clients::wrk(&printed(target.wrk(16, terms.seconds), limit).await?)?;
-        rates.push(answers.requests / CpuTime::of(process)?.since(&before).as_secs_f64());
+        let report = printed(target.wrk(16, terms.seconds), limit).await;
+        match report.and_then(|report| clients::wrk(&report)) {
+            Ok(answers) => rates.push(answers.requests / CpuTime::of(process)?.since(&before).as_secs_f64()),
+            Err(error) => progress(format!("the upstream alone: VOID: {error:#}")),
+        }
     }
-    Estimate::of(&rates).context("the upstream answers")
+    Ok(Estimate::of(&rates))
 }
 
 /// A-B-B-A with Understudy as both.
-async fn against_itself(targets: &mut [Target], rounds: Rounds, terms: Terms) -> Result<Option<Estimate>> {
-    let ours = targets.iter_mut().find(|target| target.peer == Peer::Understudy);
-    let Some(ours) = ours else { return Ok(None) };
+async fn against_itself(targets: &mut [Target], rounds: Rounds, terms: Terms) -> Option<Estimate> {
+    let ours = targets.iter_mut().find(|target| target.peer == Peer::Understudy)?;
     let measure = Measure::Requests(Protocol::Http1, 16, 1);
     let mut sides = [BTreeMap::new(), BTreeMap::new()];
     let rounds = rounds.goal.div_ceil(2);
     for round in 0..rounds {
         for side in turns(round, &[rounds; 2]) {
-            let values = measure.slice(ours, terms).await.context("Understudy against itself")?;
-            if let Some((_, value)) = values.iter().find(|(id, _)| *id == "per-cpu-second") {
-                sides[side].insert(round, *value);
+            match measure.slice(ours, terms).await {
+                Ok(values) => {
+                    let value = values.iter().find(|(id, _)| *id == "per-cpu-second");
+                    sides[side].extend(value.map(|(_, value)| (round, *value)));
+                }
+                Err(error) => progress(format!("Understudy against itself: VOID: {error:#}")),
             }
         }
     }
@@ -287,7 +292,7 @@ async fn against_itself(targets: &mut [Target], rounds: Rounds, terms: Terms) ->
             figure(noise.high)
         ));
     }
-    Ok(noise)
+    noise
 }
 
 /// How many rounds each target takes part in.
