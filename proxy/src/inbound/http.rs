@@ -64,7 +64,7 @@ pub(super) struct Terms<'a> {
 /// Serves a connection until the client leaves it, the agent drains, or the session ends.
 pub(super) async fn serve(accepted: Accepted, terms: Terms<'_>) {
     match accepted {
-        Accepted::Tls(stream) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {
+        Accepted::Tls(stream) if stream.is_http2() => {
             serve_http2(*stream, terms).await;
         }
         Accepted::Tls(stream) => serve_http1(*stream, terms).await,
