@@ -30,7 +30,7 @@ const SLICE: u32 = 4000;
 
 /// What a kind of connect cost. Of every connection both ends are on the node, and counted.
 #[derive(Debug, Serialize)]
-pub(crate) struct Connects {
+pub(crate) struct Cost {
     /// How many pods are tagged.
     tagged_pods: usize,
     /// Who connects: a process of a pod that is tagged, of one that isn't, of the node's own in the pods' tree of
@@ -87,7 +87,7 @@ struct Scene {
     node: Node,
 }
 
-pub(crate) async fn measure(quick: bool) -> Result<Vec<Connects>> {
+pub(crate) async fn measure(quick: bool) -> Result<Vec<Cost>> {
     let slices = if quick { 3 } else { 9 };
     let scene = Scene::set().await?;
     let programs = Programs::pinned(&scene.node.pin_dir(), scene.node.cgroup_root())?;
@@ -140,7 +140,7 @@ impl Scene {
         Ok(crowd)
     }
 
-    async fn round(&self, programs: &Programs, tagged_pods: usize, slices: usize) -> Result<Vec<Connects>> {
+    async fn round(&self, programs: &Programs, tagged_pods: usize, slices: usize) -> Result<Vec<Cost>> {
         let load = stage::beside("load")?;
         let kinds = [
             ("tagged", "the API server", SERVICE_V4),
@@ -211,7 +211,7 @@ fn listen() -> Result<SocketAddr> {
     Ok(address)
 }
 
-fn sum_up(tagged_pods: usize, kind: &Kind, slices: &[(u32, Runs)], counting: f64) -> Result<Connects> {
+fn sum_up(tagged_pods: usize, kind: &Kind, slices: &[(u32, Runs)], counting: f64) -> Result<Cost> {
     let own = if kind.address.is_ipv4() { "connect4" } else { "connect6" };
     let mut per_connect = Vec::new();
     let mut connect_program = Vec::new();
@@ -232,7 +232,7 @@ fn sum_up(tagged_pods: usize, kind: &Kind, slices: &[(u32, Runs)], counting: f64
     let strangers = seen.saturating_sub(u64::from(connects));
     let (least, ns_per_connect, most) = spread(per_connect)?;
     let (connect_program_least, connect_program_ns, connect_program_most) = spread(connect_program)?;
-    Ok(Connects {
+    Ok(Cost {
         tagged_pods,
         who: kind.who,
         to: kind.to,

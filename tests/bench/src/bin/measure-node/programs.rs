@@ -20,7 +20,7 @@ pub(crate) struct Programs {
     /// The program that shows what the counting itself takes.
     nothing: (u32, Nothing),
     /// What the kernel tells of a program it tells by its descriptor.
-    _programs: Vec<ProgramFd>,
+    _descriptors: Vec<ProgramFd>,
     _counting: OwnedFd,
 }
 
@@ -65,7 +65,7 @@ impl Programs {
         Ok(Self {
             ids,
             nothing: (id, nothing),
-            _programs: programs,
+            _descriptors: programs,
             _counting: counting,
         })
     }
