@@ -199,7 +199,10 @@ impl Scan {
             return Ok(());
         }
         self.judged = true;
-        head::judge_line(&bytes[..self.line])
+        // However much has come behind it: what is refused must not hang on how the stream was cut.
+        let feed = memchr::memchr(b'\n', &bytes[self.begin..self.line]);
+        let end = feed.map_or(self.line, |feed| self.begin + feed + 1);
+        head::judge_line(&bytes[..end])
     }
 }
 
