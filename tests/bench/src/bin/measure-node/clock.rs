@@ -25,7 +25,8 @@ impl Nothing {
         let mut object = Ebpf::load(&object()).context("loading a program that does nothing")?;
         let program: &mut CgroupSockAddr = object.program_mut(NAME).context("the program")?.try_into()?;
         program.load()?;
-        program.attach(File::open(cgroup)?, CgroupAttachMode::AllowMultiple)?;
+        // A link is one among others whatever the mode, and the kernel takes no other mode for one.
+        program.attach(File::open(cgroup)?, CgroupAttachMode::Single)?;
         Ok(Self { object })
     }
 

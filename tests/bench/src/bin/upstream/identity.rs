@@ -53,7 +53,7 @@ impl Expected {
                     name.get(..prefix.len())
                         .is_some_and(|start| start.eq_ignore_ascii_case(prefix))
                 };
-                shown.foreign |= FOREIGN.iter().any(|prefix| begins(&prefix));
+                shown.foreign |= FOREIGN.iter().any(begins);
             }
         }
     }
