@@ -104,6 +104,8 @@ pub(crate) fn binaries() -> Result<Binaries> {
             "understudy",
             "--package",
             "understudy-tests",
+            "--package",
+            "understudy-instructions",
             "--bins",
         ])
         .arg("--message-format=json-render-diagnostics")

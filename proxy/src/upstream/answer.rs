@@ -311,8 +311,11 @@ mod tests {
         }
     }
 
-    /// What comes of a body of chunks that arrives in pieces: its bytes, its trailers and what follows it.
-    fn chunks(body: &[u8], cuts: &[usize]) -> Result<Option<(Vec<u8>, usize, Vec<u8>)>, Malformed> {
+    /// A body's bytes, how many trailers it has, and what follows it.
+    type Read = (Vec<u8>, usize, Vec<u8>);
+
+    /// What comes of a body of chunks that arrives in pieces.
+    fn chunks(body: &[u8], cuts: &[usize]) -> Result<Option<Read>, Malformed> {
         let (mut chunks, mut held, mut data, mut from) = (Chunks::default(), BytesMut::new(), Vec::new(), 0);
         for to in cuts.iter().copied().chain([body.len()]) {
             held.extend_from_slice(&body[from..to]);
