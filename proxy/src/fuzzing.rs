@@ -10,15 +10,17 @@ mod heads;
 mod kernel;
 mod pipe;
 mod sessions;
+mod stream;
 mod target;
 
 /// A property, of any bytes.
 pub type Property = fn(&[u8]);
 
 /// Each by the name of its fuzz target and of its corpus.
-pub const PROPERTIES: [(&str, Property); 10] = [
+pub const PROPERTIES: [(&str, Property); 11] = [
     ("request_head", heads::request),
     ("answer_head", heads::answer),
+    ("request_stream", stream::holds),
     ("request_target", target::holds),
     ("session_file", sessions::file),
     ("session_resource", sessions::resource),

@@ -5,7 +5,7 @@
 
 mod http;
 pub mod outside;
-mod screen;
+pub(crate) mod screen;
 mod tls;
 
 use std::{sync::Arc, time::Duration};

@@ -36,6 +36,8 @@ pub mod cluster;
 // A connection,
 pub mod limits;
 
+pub mod tls;
+
 pub mod inbound;
 
 // each request on it,

@@ -96,24 +96,34 @@ impl Binaries {
 /// Where the build fails.
 pub(crate) fn binaries() -> Result<Binaries> {
     progress("building the agent and the test programs ...");
+    programs(&["understudy", "understudy-tests", "understudy-instructions"], &[])
+}
+
+/// Builds the agent and the benchmark's programs in the release profile, and says where cargo put them.
+///
+/// # Errors
+/// Where the build fails.
+pub(crate) fn release() -> Result<Binaries> {
+    progress("building the agent and the benchmark in the release profile: minutes, the first time ...");
+    programs(
+        &["understudy", "understudy-bench", "understudy-tests"],
+        &["--release", "--locked"],
+    )
+}
+
+fn programs(packages: &[&str], options: &[&str]) -> Result<Binaries> {
     let output = cargo()
         .current_dir(workspace::root())
-        .args([
-            "build",
-            "--package",
-            "understudy",
-            "--package",
-            "understudy-tests",
-            "--package",
-            "understudy-instructions",
-            "--bins",
-        ])
+        .arg("build")
+        .args(packages.iter().flat_map(|package| ["--package", package]))
+        .arg("--bins")
+        .args(options)
         .arg("--message-format=json-render-diagnostics")
         .stderr(Stdio::inherit())
         .output()
         .context("could not start cargo")?;
     if !output.status.success() {
-        bail!("the agent and the test programs don't build");
+        bail!("the agent and the programs around it don't build");
     }
     Ok(executables(&String::from_utf8_lossy(&output.stdout)))
 }

@@ -89,7 +89,11 @@ fn environment(binaries: &Binaries, clients: &Clients) -> Vec<(String, PathBuf)>
     variables
 }
 
-fn become_root(command: &Command) -> Result<()> {
+/// Becomes what the command says, as root, with our environment.
+///
+/// # Errors
+/// Where it can't be started. Otherwise this doesn't return.
+pub(crate) fn become_root(command: &Command) -> Result<()> {
     let mut root = if is_root() {
         let mut same = Command::new(command.get_program());
         same.args(command.get_args());

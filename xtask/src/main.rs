@@ -2,6 +2,7 @@
 //!
 //! Arguments only; each chore lives in its module.
 
+mod bench;
 mod boundaries;
 mod build;
 mod chores;
@@ -69,6 +70,13 @@ enum Chore {
         /// Handed to the test programs: `-- --nocapture`
         #[arg(last = true)]
         harness: Vec<OsString>,
+    },
+    /// Measure Understudy beside what people would run instead, which is brought where it is missing
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// `--quick`, `--only MEASURE,...`, `--peers PEER,...` and whatever else `--help` lists
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
     },
     /// Build the agent as the image has it: release profile, linked statically
     Static {
@@ -164,6 +172,7 @@ fn chore(chore: Chore) -> Result<()> {
                 None => chores::test(&selection, page),
             }
         }
+        Chore::Bench { arguments } => bench::bench(&arguments),
         Chore::Static { output } => image::executable(&output),
         Chore::Image { tag, output } => image::image(&image::Options { tag, output }),
         Chore::Manifests { check: false } => manifests::write(),

@@ -101,7 +101,7 @@ fn tells_no_token(text: &str, spec: &SessionSpec) {
 
 /// Parsers' messages, that is; ours quote names.
 fn quotes_no_value(error: &SpecError) {
-    if let SpecError::Shape(_) | SpecError::Token(_) | SpecError::CaBundle(_) = error {
+    if let SpecError::Shape(_) | SpecError::Time(_) | SpecError::Token(_) | SpecError::CaBundle(_) = error {
         let said = format!("{error} {error:?}");
         assert!(!said.contains(CANARY), "{said}");
     }

@@ -64,7 +64,7 @@ pub(super) struct Terms<'a> {
 /// Serves a connection until the client leaves it, the agent drains, or the session ends.
 pub(super) async fn serve(accepted: Accepted, terms: Terms<'_>) {
     match accepted {
-        Accepted::Tls(stream) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {
+        Accepted::Tls(stream) if stream.is_http2() => {
             serve_http2(*stream, terms).await;
         }
         Accepted::Tls(stream) => serve_http1(*stream, terms).await,
@@ -98,7 +98,8 @@ where
     let (forwarder, origin) = (Arc::clone(&terms.forwarder), terms.origin.clone());
     let service = service_fn(move |request: Request<Incoming>| {
         let (forwarder, origin, turn) = (Arc::clone(&forwarder), origin.clone(), progress.begin());
-        async move {
+        // Boxed, here and below: hyper keeps its room until the answer's body has ended, which for a watch is long.
+        Box::pin(async move {
             let response = match turn.verdict() {
                 Some(verdict) => {
                     let mut refused = Request::new(());
@@ -111,7 +112,7 @@ where
             };
             let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
             Ok::<_, Infallible>(response.map(|body| turn.answer(switched, body)))
-        }
+        })
     });
     // The screen has judged a head before hyper sees it, and keeps its time.
     let connection = http1::Builder::new()
@@ -136,7 +137,7 @@ where
     let service = service_fn(move |request: Request<Incoming>| {
         let (forwarder, origin) = (Arc::clone(&forwarder), origin.clone());
         let beyond = beyond(&limits, &request);
-        async move {
+        Box::pin(async move {
             Ok::<_, Infallible>(match beyond {
                 Some(refusal) => {
                     count(&forwarder.metrics, refusal);
@@ -144,7 +145,7 @@ where
                 }
                 None => forwarder.serve(&origin, request).await,
             })
-        }
+        })
     });
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())

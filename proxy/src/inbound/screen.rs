@@ -7,7 +7,7 @@
 //! what was asked before, by the way of all others, and what follows it is never taken for a request.
 
 mod chunks;
-mod framer;
+pub(crate) mod framer;
 mod head;
 mod progress;
 #[cfg(test)]

@@ -8,16 +8,15 @@ use tokio::{
     net::TcpStream,
     time::{error::Elapsed, timeout},
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use crate::status::Refusal;
+use crate::{status::Refusal, tls};
 
 /// A TLS record of the type `handshake` (RFC 8446, section 5.1).
 const RECORD_HANDSHAKE: u8 = 22;
 
 /// What a client speaks.
 pub(super) enum Accepted {
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<tls::Accepted>),
     Plain(TcpStream),
 }
 
@@ -25,7 +24,7 @@ impl Accepted {
     /// The certificates that the client showed, its own first.
     pub(super) fn certificates(&self) -> Option<&[CertificateDer<'static>]> {
         match self {
-            Self::Tls(stream) => stream.get_ref().1.peer_certificates(),
+            Self::Tls(stream) => stream.terms().peer_certificates(),
             Self::Plain(_) => None,
         }
     }
@@ -78,10 +77,8 @@ pub(super) async fn accept(
             return Err(HandshakeError::Silent);
         }
         if first[0] == RECORD_HANDSHAKE {
-            let acceptor = TlsAcceptor::from(Arc::clone(config));
-            return Ok(Accepted::Tls(Box::new(
-                acceptor.accept(stream).await.map_err(classify)?,
-            )));
+            let accepted = tls::accept(stream, config).await;
+            return Ok(Accepted::Tls(Box::new(accepted.map_err(classify)?)));
         }
         if allow_plain_http {
             return Ok(Accepted::Plain(stream));

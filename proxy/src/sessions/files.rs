@@ -442,6 +442,7 @@ pods:
             "spec: {token: [very-secret-token]}\n",
             "spec: very-secret-token\n",
             "spec: {expiresAt: very-secret-token}\n",
+            "spec: {expiresAt: '2030-01-01[very-secret-token]0'}\n",
             "spec: {authMethod: very-secret-token-of-some-length-as-they-are}\n",
             "spec: {very-secret-token-of-some-length-as-they-are: x}\n",
             "pods: very-secret-token\n",

@@ -46,7 +46,8 @@ pub(super) struct SpecManifest {
     pub(super) token_file: Option<PathBuf>,
     pub(super) server: Option<ServerManifest>,
     pub(super) token_secret_ref: Option<SecretRefManifest>,
-    pub(super) expires_at: Option<jiff::Timestamp>,
+    /// Parsed by ourselves: the parser of times quotes what it refuses, and that may be a token.
+    pub(super) expires_at: Option<String>,
     pub(super) ttl: Option<String>,
     pub(super) idle_timeout: Option<String>,
     pub(super) refuse: Option<Vec<RequestRule>>,

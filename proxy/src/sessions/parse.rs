@@ -117,7 +117,9 @@ fn is_of_the_form(manifest: &SpecManifest, form: Form) -> Result<(), SpecError> 
 
 fn expires_at(manifest: &SpecManifest, form: Form) -> Result<Option<Timestamp>, SpecError> {
     let (Some(ttl), Form::Resource { created }) = (&manifest.ttl, form) else {
-        return Ok(manifest.expires_at);
+        let written = manifest.expires_at.as_deref();
+        let parsed = written.map(|text| text.parse().map_err(|_| SpecError::Time("spec.expiresAt")));
+        return parsed.transpose();
     };
     if manifest.expires_at.is_some() {
         return Err(SpecError::Conflict {

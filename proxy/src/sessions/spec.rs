@@ -174,6 +174,9 @@ pub enum SpecError {
         /// What to write in its place.
         instead: &'static str,
     },
+    /// Not a time.
+    #[error("{0} is not a time: write it as RFC 3339 has it, such as 2030-01-01T00:00:00Z")]
+    Time(&'static str),
     /// A field that must say something says nothing.
     #[error("{0} must not be empty")]
     Empty(&'static str),

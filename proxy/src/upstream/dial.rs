@@ -8,10 +8,9 @@ use tokio::{
     net::TcpStream,
     time::{error::Elapsed, timeout},
 };
-use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{direct::DirectError, target::Target};
-use crate::{limits::descriptors, metrics::Limit};
+use crate::{limits::descriptors, metrics::Limit, tls};
 
 /// How long a connection may take to come about: TCP and TLS together.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -124,7 +123,7 @@ impl UpstreamError {
 ///
 /// # Errors
 /// Whatever stands in the way; there is no fallback to an unverified connection.
-pub async fn dial(target: &Target, tls: Arc<ClientConfig>) -> Result<TlsStream<TcpStream>, UpstreamError> {
+pub async fn dial(target: &Target, config: Arc<ClientConfig>) -> Result<tls::Dialled, UpstreamError> {
     let connected = timeout(DIAL_TIMEOUT, async {
         let connect = |source| UpstreamError::Connect {
             url: target.to_string(),
@@ -136,8 +135,7 @@ pub async fn dial(target: &Target, tls: Arc<ClientConfig>) -> Result<TlsStream<T
         }
         tcp.set_nodelay(true).map_err(connect)?;
         SockRef::from(&tcp).set_tcp_keepalive(&KEEPALIVE).map_err(connect)?;
-        TlsConnector::from(tls)
-            .connect(target.server_name().clone(), tcp)
+        tls::connect(tcp, config, target.server_name().clone())
             .await
             .map_err(|source| UpstreamError::Tls {
                 url: target.to_string(),

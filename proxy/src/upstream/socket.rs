@@ -10,12 +10,11 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
     sync::OwnedSemaphorePermit,
 };
-use tokio_rustls::client::TlsStream;
 
 use super::pool::Shared;
+use crate::tls;
 
 /// A place among the connections that a session may have.
 #[derive(Debug)]
@@ -47,18 +46,18 @@ impl Drop for Permit {
 /// A verified connection and its place.
 #[derive(Debug)]
 pub(super) struct Socket {
-    io: TlsStream<TcpStream>,
+    io: tls::Dialled,
     _permit: Permit,
 }
 
 impl Socket {
-    pub(super) fn new(io: TlsStream<TcpStream>, permit: Permit) -> Self {
+    pub(super) fn new(io: tls::Dialled, permit: Permit) -> Self {
         Self { io, _permit: permit }
     }
 
     /// Whether both sides have settled on HTTP/2.
     pub(super) fn is_http2(&self) -> bool {
-        self.io.get_ref().1.alpn_protocol() == Some(b"h2")
+        self.io.is_http2()
     }
 }
 

@@ -75,5 +75,6 @@ pub use self::{
     server::{ApiServer, Settings},
     service_accounts::{ISSUER, TokenKey, TokenKeyError},
     status::Status,
+    streams::{Channel, Exec, SpdyExec},
     tls::{Authority, Identity, TlsError},
 };

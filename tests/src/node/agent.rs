@@ -63,6 +63,7 @@ pub struct AgentOptions {
     env: BTreeMap<String, String>,
     ca_file: Option<PathBuf>,
     audit_log: Option<PathBuf>,
+    executable: Option<PathBuf>,
     launcher: Vec<String>,
     arguments: Vec<String>,
 }
@@ -84,6 +85,7 @@ impl Default for AgentOptions {
             env: env.map(|(name, value)| (name.to_owned(), value)).into(),
             ca_file: None,
             audit_log: None,
+            executable: None,
             launcher: Vec::new(),
             arguments: Vec::new(),
         }
@@ -166,6 +168,21 @@ impl AgentOptions {
     #[must_use]
     pub fn audit_log(mut self, file: PathBuf) -> Self {
         self.audit_log = Some(file);
+        self
+    }
+
+    /// The agent's executable, in place of the one that [`binaries::understudy`] finds.
+    #[must_use]
+    pub fn executable(mut self, file: PathBuf) -> Self {
+        self.executable = Some(file);
+        self
+    }
+
+    /// The processors that it may run on, as taskset(1) lists them.
+    #[must_use]
+    pub fn processors(mut self, list: &str) -> Self {
+        let launcher = ["taskset", "--cpu-list", list].map(str::to_owned);
+        self.launcher.extend(launcher);
         self
     }
 
@@ -494,7 +511,7 @@ impl Drop for Agent {
 }
 
 fn understudy(node: &Node, options: &AgentOptions) -> Result<Command> {
-    let program = binaries::understudy()?;
+    let program = options.executable.clone().map_or_else(binaries::understudy, Ok)?;
     let command = match options.launcher.split_first() {
         None => node.command(program)?,
         Some((launcher, arguments)) => node.command(launcher)?.args(arguments).arg(program),

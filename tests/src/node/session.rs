@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{Pod, ServiceAccount};
+use super::{LightPod, Pod, ServiceAccount};
 
 /// A session, as its file says it.
 #[derive(Debug, Clone)]
@@ -67,6 +67,14 @@ impl Session {
     pub fn for_pod(mut self, pod: &Pod) -> Self {
         self.pods
             .push(json!({"name": pod.name(), "cgroup": pod.cgroup_in_sessions(), "uid": pod.uid().to_string()}));
+        self
+    }
+
+    /// Tags a light pod with it.
+    #[must_use]
+    pub fn for_light_pod(mut self, pod: &LightPod) -> Self {
+        self.pods
+            .push(json!({"name": pod.spec().name, "cgroup": pod.cgroup_in_sessions()}));
         self
     }
 

@@ -49,7 +49,7 @@ fn programs() -> Result<()> {
 }
 
 /// Whether root would find the program: Debian leaves /usr/sbin off a person's own `PATH`.
-fn is_here(program: &str) -> bool {
+pub(super) fn is_here(program: &str) -> bool {
     on_path(program).is_some()
         || ["/usr/sbin", "/sbin"]
             .iter()

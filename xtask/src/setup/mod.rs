@@ -9,6 +9,7 @@ mod ebpf;
 mod fuzzer;
 mod linters;
 mod machine;
+mod peers;
 
 use anyhow::Result;
 
@@ -18,6 +19,7 @@ pub(crate) use ebpf::{Toolchain, ebpf};
 pub(crate) use fuzzer::{Fuzzer, fuzzer};
 pub(crate) use linters::{cargo_deny, ebpf_clippy, linters};
 pub(crate) use machine::{depmod, virtual_machine};
+pub(crate) use peers::peers;
 
 /// Brings what counts instructions.
 ///

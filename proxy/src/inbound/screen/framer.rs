@@ -8,7 +8,7 @@ use crate::{limits::Limits, status::Refusal};
 
 /// Follows a client's requests.
 #[derive(Debug)]
-pub(super) struct Framer {
+pub(crate) struct Framer {
     place: Place,
     max_head: usize,
     max_fields: usize,
@@ -47,18 +47,18 @@ impl Default for Place {
 
 /// What becomes of the bytes that the framer was shown.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Shown {
+pub(crate) struct Shown {
     /// So many of them may be handed on. The rest is to be shown again, with what follows it.
-    pub(super) good: usize,
+    pub(crate) good: usize,
     /// Heads that end among those.
-    pub(super) heads: u64,
+    pub(crate) heads: u64,
     /// What comes then.
-    pub(super) then: Then,
+    pub(crate) then: Then,
 }
 
 /// What comes after the good bytes.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Then {
+pub(crate) enum Then {
     /// More of the same.
     More,
     /// What the answer to the last head says: the next head, or bytes of another protocol.
@@ -70,7 +70,7 @@ pub(super) enum Then {
 }
 
 impl Framer {
-    pub(super) fn new(limits: &Limits) -> Self {
+    pub(crate) fn new(limits: &Limits) -> Self {
         Self {
             place: Place::default(),
             max_head: limits.max_header_bytes as usize,
@@ -79,7 +79,7 @@ impl Framer {
     }
 
     /// Follows the stream over the next bytes.
-    pub(super) fn show(&mut self, bytes: &[u8]) -> Shown {
+    pub(crate) fn show(&mut self, bytes: &[u8]) -> Shown {
         let mut at = 0;
         let mut heads = 0;
         // Where the request that is followed begins, if that is among these bytes: then none of it is handed on yet.
@@ -199,7 +199,10 @@ impl Scan {
             return Ok(());
         }
         self.judged = true;
-        head::judge_line(&bytes[..self.line])
+        // However much has come behind it: what is refused must not hang on how the stream was cut.
+        let feed = memchr::memchr(b'\n', &bytes[self.begin..self.line]);
+        let end = feed.map_or(self.line, |feed| self.begin + feed + 1);
+        head::judge_line(&bytes[..end])
     }
 }
 

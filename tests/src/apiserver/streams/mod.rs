@@ -1,6 +1,8 @@
 //! `pods/exec`, `pods/attach` and `pods/portforward`, each over WebSocket and SPDY/3.1. Which protocol an upgrade
 //! gets is decided here; what runs behind it is in `program`, and how it is framed in `websocket` and `spdy`.
 
+mod client;
+mod exec;
 mod forward;
 mod negotiate;
 mod program;
@@ -9,12 +11,17 @@ mod websocket;
 
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use hyper::upgrade::OnUpgrade;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
+pub use self::{
+    client::{Channel, SpdyExec},
+    exec::Exec,
+};
 use self::{negotiate::Protocol, program::Program};
 use super::{
     body::{self, Body},
-    request::ResourceTarget,
+    request::{Query, ResourceTarget},
     resources::Resource,
     serve::Call,
     status::Status,
@@ -33,6 +40,37 @@ pub(crate) struct Wanted {
     pub(crate) tty: bool,
 }
 
+impl Wanted {
+    fn of(query: &Query) -> Self {
+        Self {
+            stdin: query.flag("stdin"),
+            stdout: query.flag("stdout"),
+            stderr: query.flag("stderr"),
+            tty: query.flag("tty"),
+        }
+    }
+}
+
+/// What runs behind one of the three.
+fn program(target: &ResourceTarget, query: &Query, wanted: Wanted) -> Result<Program, Status> {
+    match target.subresource.as_str() {
+        "exec" => {
+            let command: Vec<String> = query.all("command").map(ToOwned::to_owned).collect();
+            if command.is_empty() {
+                return Err(Status::bad_request("you must specify at least 1 command"));
+            }
+            if !(wanted.stdin || wanted.stdout || wanted.stderr) {
+                return Err(Status::bad_request(
+                    "you must specify at least 1 of stdin, stdout, stderr",
+                ));
+            }
+            Ok(Program::command(command))
+        }
+        "attach" => Ok(Program::attached(&target.name)),
+        _ => Ok(Program::nothing()),
+    }
+}
+
 /// Answers one of the three with 101 and goes on in a task of its own.
 pub(crate) fn serve(mut call: Call, target: &ResourceTarget) -> Result<Response<Body>, Status> {
     let pods = Resource::find("", "v1", "pods").ok_or_else(Status::no_such_path)?;
@@ -42,28 +80,8 @@ pub(crate) fn serve(mut call: Call, target: &ResourceTarget) -> Result<Response<
         .upgrade
         .take()
         .ok_or_else(|| Status::bad_request("unable to upgrade: this is not an HTTP/1.1 upgrade"))?;
-    let wanted = Wanted {
-        stdin: call.query.flag("stdin"),
-        stdout: call.query.flag("stdout"),
-        stderr: call.query.flag("stderr"),
-        tty: call.query.flag("tty"),
-    };
-    let program = match target.subresource.as_str() {
-        "exec" => {
-            let command: Vec<String> = call.query.all("command").map(ToOwned::to_owned).collect();
-            if command.is_empty() {
-                return Err(Status::bad_request("you must specify at least 1 command"));
-            }
-            if !(wanted.stdin || wanted.stdout || wanted.stderr) {
-                return Err(Status::bad_request(
-                    "you must specify at least 1 of stdin, stdout, stderr",
-                ));
-            }
-            Program::command(command)
-        }
-        "attach" => Program::attached(&target.name),
-        _ => Program::nothing(),
-    };
+    let wanted = Wanted::of(&call.query);
+    let program = program(target, &call.query, wanted)?;
     let response = switch(protocol, &call.parts.headers)?;
     let stop = call.connection.stop.clone();
     tokio::spawn(stop.run_until_cancelled_owned(run(upgrade, protocol, wanted, program)));
@@ -71,13 +89,16 @@ pub(crate) fn serve(mut call: Call, target: &ResourceTarget) -> Result<Response<
 }
 
 async fn run(upgrade: OnUpgrade, protocol: Protocol, wanted: Wanted, program: Program) {
-    let upgraded = match upgrade.await {
-        Ok(upgraded) => hyper_util::rt::TokioIo::new(upgraded),
-        Err(error) => {
-            tracing::debug!(%error, "upgrade");
-            return;
-        }
-    };
+    match upgrade.await {
+        Ok(upgraded) => run_on(hyper_util::rt::TokioIo::new(upgraded), protocol, wanted, program).await,
+        Err(error) => tracing::debug!(%error, "upgrade"),
+    }
+}
+
+async fn run_on<S>(upgraded: S, protocol: Protocol, wanted: Wanted, program: Program)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let result = match protocol {
         Protocol::WebSocketChannels(version) => Box::pin(websocket::channels(upgraded, version, wanted, program)).await,
         Protocol::WebSocketTunnel => {

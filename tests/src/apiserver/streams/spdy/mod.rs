@@ -14,8 +14,9 @@ use tokio::{
     sync::mpsc,
 };
 
-use self::{
-    frame::{Frame, FrameError, FrameReader, FrameWriter},
+use self::frame::FrameError;
+pub(super) use self::{
+    frame::{Frame, FrameReader, FrameWriter},
     header::Headers,
 };
 

@@ -1,0 +1,3 @@
+module understudy.dev/reverseproxy
+
+go 1.20
