@@ -65,9 +65,9 @@ pub(super) struct Terms<'a> {
 pub(super) async fn serve(accepted: Accepted, terms: Terms<'_>) {
     match accepted {
         Accepted::Tls(stream) if stream.is_http2() => {
-            serve_http2(*stream, terms).await;
+            serve_http2(stream, terms).await;
         }
-        Accepted::Tls(stream) => serve_http1(*stream, terms).await,
+        Accepted::Tls(stream) => serve_http1(stream, terms).await,
         Accepted::Plain(stream) => serve_http1(stream, terms).await,
     }
 }

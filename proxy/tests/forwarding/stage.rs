@@ -507,7 +507,7 @@ pub(crate) fn upstream_tls(directory: &Path, alpn: &[&str]) -> ServerConfig {
     config
 }
 
-async fn start_upstream(directory: &Path, terms: &Terms, seen: Arc<Seen>, handler: Handler) -> SocketAddr {
+pub(crate) async fn start_upstream(directory: &Path, terms: &Terms, seen: Arc<Seen>, handler: Handler) -> SocketAddr {
     let tls = TlsAcceptor::from(Arc::new(upstream_tls(directory, &terms.alpn)));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
