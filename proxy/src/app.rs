@@ -13,7 +13,10 @@ use std::{
     process::ExitCode,
 };
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::{
+    runtime::{self, Runtime},
+    signal::unix::{Signal, SignalKind, signal},
+};
 use tracing_subscriber::EnvFilter;
 
 use self::agent::Agent;
@@ -32,6 +35,14 @@ pub fn prepare(command: &Command) -> anyhow::Result<()> {
         confine::confine(options)?;
     }
     Ok(())
+}
+
+/// The runtime that everything runs in.
+///
+/// # Errors
+/// If the system has no room for its threads or its poll.
+pub fn runtime() -> io::Result<Runtime> {
+    runtime::Builder::new_multi_thread().enable_all().build()
 }
 
 /// Runs a command to its end.

@@ -29,7 +29,7 @@ use tokio::{
     time::{self, Instant},
 };
 
-pub use self::event::{Event, Ticket};
+pub use self::event::{Event, Ticket, verb};
 use self::{
     gap::Gap,
     sink::{File, Pending, Sink},
@@ -44,6 +44,9 @@ use crate::{
 pub const BACKLOG: usize = 4096;
 
 const BATCH: usize = 256;
+/// After a write, what comes is gathered for so long: at thousands of requests a second, a write for each would cost as
+/// much as the requests.
+const GATHER: Duration = Duration::from_millis(10);
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LAST: Duration = Duration::from_secs(5);
 const COMPLAIN_EVERY: Duration = Duration::from_secs(30);
@@ -204,7 +207,8 @@ impl Audit {
     pub async fn admit(&self) -> Result<Ticket, NoRoom> {
         if self.shared.terms.failure == AuditFailure::Refuse && !self.shared.has_room() {
             let room = self.shared.wait_until(Shared::has_room);
-            if time::timeout(self.shared.terms.patience, room).await.is_err() {
+            // Boxed: most requests don't wait, and carry it about all the same.
+            if Box::pin(time::timeout(self.shared.terms.patience, room)).await.is_err() {
                 return Err(self.shared.refuse());
             }
         }
@@ -407,6 +411,9 @@ impl Writer {
             }
             self.metrics.audit_events().inc_by(count as u64);
             self.shared.wrote(count);
+            if count < BATCH {
+                time::sleep(GATHER).await;
+            }
         }
     }
 

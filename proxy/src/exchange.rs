@@ -12,10 +12,11 @@ use http::{Request, StatusCode};
 use tokio::time::Instant;
 
 use crate::{
-    audit::{Event, Ticket},
+    audit::{Event, Ticket, verb},
     caller::Caller,
     clock::Clock,
     forward::Origin,
+    identity::ActsAs,
     limits::load::Place,
     metrics::{Completion, Limit, Metrics, OpenStream},
     pod::EnrolledPod,
@@ -50,7 +51,7 @@ pub struct Exchange {
     started: Instant,
     event: Event,
     ticket: Option<Ticket>,
-    _place: Option<Place>,
+    place: Option<Place>,
     _open: OpenStream,
     /// While it is held, the session isn't idle.
     _use: Option<usage::Open>,
@@ -83,18 +84,18 @@ impl Exchange {
         let event = Event {
             time: clock.now(),
             audit_id: uuid::Uuid::new_v4().to_string(),
-            session: wanted.session.to_string(),
-            pod: wanted.name.to_string(),
-            node: node.to_string(),
+            session: Arc::clone(wanted.session.text()),
+            pod: Arc::clone(&wanted.name),
+            node,
             auth_method: session.map_or("", |session| session.spec.method.name()),
             acts_as: session
                 .and_then(|session| session.spec.method.acts_as())
-                .map(|acts_as| acts_as.name().to_owned()),
-            verb: request.method().to_string(),
+                .map(ActsAs::shared_name),
+            verb: verb(request.method()),
             uri: request
                 .uri()
                 .path_and_query()
-                .map_or_else(|| request.uri().to_string(), ToString::to_string),
+                .map_or_else(|| request.uri().to_string(), |target| target.as_str().to_owned()),
             ..Event::default()
         };
         Self {
@@ -105,7 +106,7 @@ impl Exchange {
             started: Instant::now(),
             event,
             ticket: Some(ticket),
-            _place: place,
+            place,
             code: AtomicU16::new(0),
             request_bytes: AtomicU64::new(0),
             response_bytes: AtomicU64::new(0),
@@ -128,6 +129,12 @@ impl Exchange {
     #[must_use]
     pub fn pod(&self) -> &EnrolledPod {
         &self.pod
+    }
+
+    /// Whether it may stay open for long.
+    #[must_use]
+    pub fn runs_long(&self) -> bool {
+        self.place.as_ref().is_some_and(Place::runs_long)
     }
 
     /// Bytes of the body, or of an upgraded stream, that came from the client.
@@ -211,7 +218,7 @@ impl Drop for Exchange {
             event.proof = Some(proof);
         }
         if let Some(name) = self.acts_as.take() {
-            event.acts_as = Some(name);
+            event.acts_as = Some(name.into());
         }
         ticket.finish(event);
     }

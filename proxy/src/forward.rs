@@ -13,13 +13,14 @@ use tokio_util::task::TaskTracker;
 use crate::{
     audit::Audit,
     body::{RequestBody, ResponseBody, pace::Pace},
-    caller::{Shown, x509::Certificate},
+    caller::{Prover, Shown, x509::Certificate},
     clock::Clock,
     exchange::{Exchange, Opening},
     identity::{self, ActsAs},
     limits::{Limits, load::Place, memory::Pressure},
     metrics::{Completion, Limit, Metrics},
     pod::{ClientAddr, EnrolledPod, OriginalDst},
+    request_info::{Reading, RequestInfo},
     sessions::{live::LiveSession, store::SessionLookup},
     status::Refusal,
     upgrade::{self, Upgrade},
@@ -74,10 +75,11 @@ enum Acting {
 impl Forwarder {
     /// Serves one request. Always answers: an error of ours is a `Status`.
     pub async fn serve(&self, origin: &Origin, request: Request<Incoming>) -> Response<ResponseBody> {
+        let reading = RequestInfo::parse(request.method(), request.uri());
         let place = if self.pressure.refuses(&origin.pod) {
             Err(Limit::Memory)
         } else {
-            Place::for_request(&origin.pod, &request, &self.limits)
+            Place::for_request(&origin.pod, &request, &reading, &self.limits)
         };
         // Who has no place doesn't wait for one in the log either.
         let admitted = match place {
@@ -110,7 +112,7 @@ impl Forwarder {
             request: &request,
         }));
         let outcome = match session {
-            Ok(session) => self.forward(session, origin, request, &exchange).await,
+            Ok(session) => self.forward(session, origin, request, reading, &exchange).await,
             Err(refusal) => Err(refusal),
         };
         match outcome {
@@ -160,6 +162,7 @@ impl Forwarder {
         session: Arc<LiveSession>,
         origin: &Origin,
         mut request: Request<Incoming>,
+        reading: Reading,
         exchange: &Arc<Exchange>,
     ) -> Result<Response<ResponseBody>, Refusal> {
         let is_callers_own = session.spec.method.is_callers_own();
@@ -170,13 +173,21 @@ impl Forwarder {
         let upgrade = upgrade::requested(&mut request)?;
         let (mut head, body) = request.into_parts();
         identity::guard(&head, is_callers_own)?;
-        if session.spec.refuse.refuse(&head.method, &head.uri, upgrade.is_some()) {
+        if session.spec.refuse.refuse(&reading, upgrade.is_some()) {
             return Err(Refusal::NotGranted);
         }
+        drop(reading);
         let is_websocket = upgrade.as_ref().is_some_and(Upgrade::is_websocket);
-        let acting = self
-            .acting(&session, origin, &head.headers, is_websocket, exchange)
-            .await?;
+        let acting = match &session.prover {
+            // Boxed, as all is here that few requests need: a request's future is moved about, and held by every watch.
+            Some(prover) => {
+                let acting = self.acting(&session, prover, origin, &head.headers, is_websocket, exchange);
+                Box::pin(acting).await?
+            }
+            // Without proof nobody is anybody: the agent's own token would go upstream as itself.
+            None if session.spec.needs_proof() => return Err(Refusal::Internal),
+            None => Acting::Session,
+        };
         identity::strip(&mut head.headers);
         let token = match acting {
             Acting::Nobody => None,
@@ -204,8 +215,8 @@ impl Forwarder {
 
         let answered = async {
             match upgrade {
-                Some(upgrade) => self.upgrade(&session, upgrade, request, exchange).await,
-                None => self.send(&session, request).await,
+                Some(upgrade) => Box::pin(self.upgrade(&session, upgrade, request, exchange)).await,
+                None => self.send(&session, request, exchange).await,
             }
         };
         tokio::select! {
@@ -220,16 +231,12 @@ impl Forwarder {
     async fn acting(
         &self,
         session: &LiveSession,
+        prover: &Prover,
         origin: &Origin,
         headers: &HeaderMap,
         is_websocket: bool,
         exchange: &Exchange,
     ) -> Result<Acting, Refusal> {
-        let Some(prover) = &session.prover else {
-            // Without proof nobody is anybody: the agent's own token would go upstream as itself.
-            let is_lent = !session.spec.needs_proof();
-            return is_lent.then_some(Acting::Session).ok_or(Refusal::Internal);
-        };
         let shown = Shown::read(headers, is_websocket)?;
         if session.spec.require_pod_token {
             prover.is_of_pod(&shown, origin.pod.wanted.uid.as_deref()).await?;
@@ -268,12 +275,15 @@ impl Forwarder {
         &self,
         session: &LiveSession,
         request: Request<RequestBody>,
+        exchange: &Exchange,
     ) -> Result<Response<ResponseBody>, Refusal> {
-        let answer = session
-            .upstream
-            .send(request)
-            .await
-            .map_err(|error| self.unreachable(session, &error))?;
+        // What stays open is cheaper to hold as one stream of many; so is, to send, what comes as one of many.
+        let answer = if exchange.runs_long() || request.version() == Version::HTTP_2 {
+            session.upstream.send(request).await
+        } else {
+            session.upstream.send_short(request).await
+        };
+        let answer = answer.map_err(|error| self.unreachable(session, &error))?;
         if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
             tracing::error!(session = %session.id, "the upstream switched protocols unasked");
             return Err(Refusal::UpstreamFailed);

@@ -11,7 +11,7 @@ fn main() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse();
     app::start_logging(cli.log_format);
     app::prepare(&cli.command)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = app::runtime()?;
     let outcome = runtime.block_on(app::run(cli.command));
     // A thread that hangs in a write to a dead file system must not keep the process.
     runtime.shutdown_timeout(Duration::from_secs(1));

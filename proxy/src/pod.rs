@@ -11,8 +11,9 @@ use crate::limits::load::Load;
 /// A session's name: `namespace/name`, both DNS-1123 labels or subdomains as Kubernetes has them.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId {
-    namespace: String,
-    name: String,
+    text: Arc<str>,
+    /// Where the name begins.
+    name: usize,
 }
 
 /// Why a session's name is refused.
@@ -43,10 +44,14 @@ impl SessionId {
         if !is_dns1123_subdomain(name) {
             return Err(SessionIdError::Name(name.to_owned()));
         }
-        Ok(Self {
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-        })
+        Ok(Self::join(namespace, name))
+    }
+
+    fn join(namespace: &str, name: &str) -> Self {
+        Self {
+            text: format!("{namespace}/{name}").into(),
+            name: namespace.len() + 1,
+        }
     }
 
     /// What a pod's label says where that can't be a session's name: no session will ever have it, so that whoever
@@ -59,28 +64,31 @@ impl SessionId {
         } else {
             label.to_owned()
         };
-        Self {
-            namespace: namespace.to_owned(),
-            name,
-        }
+        Self::join(namespace, &name)
     }
 
     /// The namespace it lives in.
     #[must_use]
     pub fn namespace(&self) -> &str {
-        &self.namespace
+        &self.text[..self.name - 1]
     }
 
     /// Its name within the namespace.
     #[must_use]
     pub fn name(&self) -> &str {
-        &self.name
+        &self.text[self.name..]
+    }
+
+    /// Both, `namespace/name`.
+    #[must_use]
+    pub fn text(&self) -> &Arc<str> {
+        &self.text
     }
 }
 
 impl fmt::Display for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
+        f.write_str(&self.text)
     }
 }
 

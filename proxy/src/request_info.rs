@@ -34,6 +34,9 @@ pub struct ResourceRequest {
     pub name: String,
 }
 
+/// What came of reading a request.
+pub type Reading = Result<RequestInfo, Doubt>;
+
 /// The request may be read in more than one way: by us, by the API server, or by what stands before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the request's target can be read in more than one way: {0}")]
@@ -45,7 +48,7 @@ impl RequestInfo {
     /// # Errors
     /// If the target has escapes that aren't, empty or dot segments, or segments that no Kubernetes name may be. What
     /// follows the subresource `proxy` may have empty segments and any escapes, for it is another server's.
-    pub fn parse(method: &Method, target: &Uri) -> Result<Self, Doubt> {
+    pub fn parse(method: &Method, target: &Uri) -> Reading {
         let path = unescape(target.path())?;
         let relative = path.strip_prefix('/').ok_or(Doubt("it isn't a path"))?;
         let relative = relative.strip_suffix('/').unwrap_or(relative);
@@ -170,6 +173,9 @@ fn first_value<'q>(query: &'q str, name: &str) -> Result<Option<Cow<'q, str>>, D
 
 /// Undoes percent-encoding, once.
 fn unescape(text: &str) -> Result<Cow<'_, str>, Doubt> {
+    if !text.contains('%') {
+        return Ok(Cow::Borrowed(text));
+    }
     let mut rest = text.as_bytes();
     while let Some(at) = rest.iter().position(|byte| *byte == b'%') {
         let digits = rest.get(at + 1..at + 3).unwrap_or_default();
@@ -189,7 +195,9 @@ fn in_one_way(segments: &[&str]) -> Result<(), Doubt> {
         if segment.is_empty() {
             return Err(Doubt("an empty segment"));
         }
-        if segment.contains(['%', '\\']) || segment.chars().any(char::is_control) {
+        let is_odd = |byte: &u8| matches!(byte, b'%' | b'\\') || byte.is_ascii_control();
+        // Control characters beyond ASCII are looked for where there may be any.
+        if segment.as_bytes().iter().any(is_odd) || !segment.is_ascii() && segment.chars().any(char::is_control) {
             return Err(Doubt("a segment that is no name"));
         }
     }

@@ -96,7 +96,7 @@ impl Binaries {
 /// Where the build fails.
 pub(crate) fn binaries() -> Result<Binaries> {
     progress("building the agent and the test programs ...");
-    programs(&["understudy", "understudy-tests"], &[])
+    programs(&["understudy", "understudy-tests", "understudy-instructions"], &[])
 }
 
 /// Builds the agent and the benchmark's programs in the release profile, and says where cargo put them.

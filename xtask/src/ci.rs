@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 
 use crate::chores::{self, Selection};
 use crate::command::{cargo, probe, progress, run};
+use crate::instructions::{self, Kept};
 use crate::refused::Page;
 use crate::setup::{self, Toolchain};
 use crate::{boundaries, build, fuzz, invariants, manifests};
@@ -38,6 +39,7 @@ pub(crate) fn ci() -> Result<()> {
     invariants::check()?;
     manifests::check()?;
     fuzz::smoke()?;
+    instructions::instructions(Kept::Check)?;
     chores::test(&Selection::default(), Page::Check)
 }
 

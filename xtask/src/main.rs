@@ -10,6 +10,7 @@ mod ci;
 mod command;
 mod fuzz;
 mod image;
+mod instructions;
 mod invariants;
 mod manifests;
 mod refused;
@@ -26,6 +27,7 @@ use clap::{Parser, Subcommand};
 
 use crate::chores::Selection;
 use crate::image::Reference;
+use crate::instructions::Kept;
 use crate::refused::Page;
 
 /// Understudy's own chores. Each sets up by itself what it needs.
@@ -111,6 +113,12 @@ enum Chore {
         #[arg(long)]
         keep: bool,
     },
+    /// Count the instructions that the agent takes for a request, and fail where they are over 10 % more than is kept
+    Instructions {
+        /// Keep what is counted now
+        #[arg(long)]
+        accept: bool,
+    },
     /// Run what must hold before a change lands: format, lints, dependencies' terms, fuzz targets' corpora, tests
     Ci,
     /// Become a program as root, through sudo where need be; cargo test starts the tests with it
@@ -180,6 +188,7 @@ fn chore(chore: Chore) -> Result<()> {
             seconds,
             keep,
         }),
+        Chore::Instructions { accept } => instructions::instructions(if accept { Kept::Accept } else { Kept::Check }),
         Chore::Ci => ci::ci(),
         Chore::AsRoot { program, arguments } => chores::as_root(&program, &arguments),
     }

@@ -1,9 +1,13 @@
 //! What is said of a request, and the ticket that sees to it that it is said.
 
-use std::sync::atomic::Ordering;
+use std::{
+    borrow::Cow,
+    sync::{Arc, atomic::Ordering},
+};
 
+use http::Method;
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::Audit;
 
@@ -21,18 +25,20 @@ pub struct Event {
     /// The id that the API server's own audit log has as well.
     pub audit_id: String,
     /// The pod's session, `namespace/name`.
-    pub session: String,
+    #[serde(serialize_with = "shared")]
+    pub session: Arc<str>,
     /// The pod that asked; empty for clients of the agent's own listener.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub pod: String,
+    #[serde(serialize_with = "shared", skip_serializing_if = "is_empty")]
+    pub pod: Arc<str>,
     /// The node it runs on.
-    pub node: String,
+    #[serde(serialize_with = "shared")]
+    pub node: Arc<str>,
     /// How the request was authenticated upstream.
     #[serde(skip_serializing_if = "str::is_empty")]
     pub auth_method: &'static str,
     /// As whom, where that is impersonated.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub acts_as: Option<String>,
+    #[serde(serialize_with = "maybe_shared", skip_serializing_if = "Option::is_none")]
+    pub acts_as: Option<Arc<str>>,
     /// Who the caller proved to be, where it had to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub caller: Option<String>,
@@ -40,7 +46,7 @@ pub struct Event {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proof: Option<&'static str>,
     /// The HTTP method.
-    pub verb: String,
+    pub verb: Cow<'static, str>,
     /// Path and query.
     pub uri: String,
     /// The URI was longer than is written. Filled in when the event is.
@@ -82,9 +88,14 @@ impl Ticket {
 
     /// Hands the event over. It never waits.
     pub fn finish(mut self, mut event: Event) {
-        cut(&mut event.verb, VERB_LIMIT);
-        for name in [&mut event.acts_as, &mut event.caller].into_iter().flatten() {
+        if let Cow::Owned(verb) = &mut event.verb {
+            cut(verb, VERB_LIMIT);
+        }
+        if let Some(name) = &mut event.caller {
             cut(name, NAME_LIMIT);
+        }
+        if let Some(name) = event.acts_as.as_mut().filter(|name| name.len() > NAME_LIMIT) {
+            *name = Arc::from(&name[..name.floor_char_boundary(NAME_LIMIT)]);
         }
         event.uri_truncated = cut(&mut event.uri, URI_LIMIT);
         self.finished = true;
@@ -99,6 +110,38 @@ impl Drop for Ticket {
         }
         self.audit.shared.ticket_gone();
     }
+}
+
+/// A method's name, without an allocation where it is a usual one.
+#[must_use]
+pub fn verb(method: &Method) -> Cow<'static, str> {
+    for usual in [
+        &Method::GET,
+        &Method::POST,
+        &Method::PUT,
+        &Method::PATCH,
+        &Method::DELETE,
+        &Method::HEAD,
+        &Method::OPTIONS,
+    ] {
+        if method == usual {
+            return Cow::Borrowed(usual.as_str());
+        }
+    }
+    Cow::Owned(method.to_string())
+}
+
+fn shared<S: Serializer>(text: &Arc<str>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(text)
+}
+
+#[expect(clippy::ref_option, reason = "the signature is serde's")]
+fn maybe_shared<S: Serializer>(text: &Option<Arc<str>>, serializer: S) -> Result<S::Ok, S::Error> {
+    text.as_deref().serialize(serializer)
+}
+
+fn is_empty(text: &Arc<str>) -> bool {
+    text.is_empty()
 }
 
 fn cut(text: &mut String, limit: usize) -> bool {

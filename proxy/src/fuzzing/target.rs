@@ -33,13 +33,10 @@ pub(super) fn holds(bytes: &[u8]) {
     // What follows a proxy is another server's path.
     let is_proxied = matches!(&read, Ok(RequestInfo::Resource(request)) if request.subresource == "proxy");
     if method == Method::POST && !is_proxied && makes_a_token(target.path()) {
-        assert!(rules.refuse(&method, &target, false), "{target} is let through");
+        assert!(rules.refuse(&read, false), "{target} is let through");
     }
     if read.is_err() {
-        assert!(
-            rules.refuse(&method, &target, false),
-            "{target} is doubtful and let through"
-        );
+        assert!(rules.refuse(&read, false), "{target} is doubtful and let through");
     }
 }
 

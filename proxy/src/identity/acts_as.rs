@@ -1,6 +1,6 @@
 //! The identity that a session impersonates, parsed so that it can always be carried upstream exactly.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use http::{HeaderName, HeaderValue};
 use k8s_openapi::api::authentication::v1::UserInfo;
@@ -23,7 +23,7 @@ const SERVICE_ACCOUNTS: &str = "system:serviceaccounts";
 /// that no request meets it half-dressed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ActsAs {
-    user: String,
+    user: Arc<str>,
     lines: Vec<(HeaderName, HeaderValue)>,
 }
 
@@ -216,7 +216,7 @@ impl ActsAs {
             }
         }
         Ok(Self {
-            user: user.to_owned(),
+            user: user.into(),
             lines,
         })
     }
@@ -225,6 +225,12 @@ impl ActsAs {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.user
+    }
+
+    /// The same, shared with whoever keeps it.
+    #[must_use]
+    pub fn shared_name(&self) -> Arc<str> {
+        Arc::clone(&self.user)
     }
 
     /// The header lines, in the order in which they are sent.

@@ -2,7 +2,7 @@
 
 use http::{HeaderName, Method, header, request::Parts};
 
-use super::headers::IMPERSONATE_PREFIX;
+use super::headers::{IMPERSONATE_PREFIX, begins};
 use crate::status::Refusal;
 
 /// Refuses a request that must not be forwarded in any dress.
@@ -44,7 +44,7 @@ pub fn guard(head: &Parts, may_ask: bool) -> Result<(), Refusal> {
 
 /// Whether a field asks to impersonate, or would be taken for one that does.
 pub(crate) fn asks_to_impersonate(name: &HeaderName) -> bool {
-    name.as_str().replace('_', "-").starts_with(IMPERSONATE_PREFIX)
+    begins(name, IMPERSONATE_PREFIX)
 }
 
 #[cfg(test)]

@@ -61,9 +61,18 @@ pub(super) const HOP_BY_HOP: [HeaderName; 8] = [
 
 /// Whether a field carries identity. An underscore counts as a hyphen: some servers take one for the other.
 pub(super) fn carries_identity(name: &HeaderName) -> bool {
-    let folded = name.as_str().replace('_', "-");
-    IDENTITY.iter().any(|known| known.as_str() == folded)
-        || IDENTITY_PREFIXES.iter().any(|prefix| folded.starts_with(prefix))
+    IDENTITY.iter().any(|known| is(name, known.as_str())) || IDENTITY_PREFIXES.iter().any(|prefix| begins(name, prefix))
+}
+
+/// Whether a field's name is `known`, an underscore counting as a hyphen.
+fn is(name: &HeaderName, known: &str) -> bool {
+    name.as_str().len() == known.len() && begins(name, known)
+}
+
+/// Whether a field's name begins with `prefix`, an underscore counting as a hyphen.
+pub(super) fn begins(name: &HeaderName, prefix: &str) -> bool {
+    let folded = name.as_str().bytes().map(|byte| if byte == b'_' { b'-' } else { byte });
+    name.as_str().len() >= prefix.len() && folded.zip(prefix.bytes()).all(|(one, other)| one == other)
 }
 
 /// Removes every field that `matches`, in place.

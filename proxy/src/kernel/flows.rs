@@ -50,7 +50,8 @@ impl Flow {
     }
 
     /// What a record says, now being `now_ns` of the clock that it was written by.
-    pub(crate) fn from_record(record: &FlowRecord, now_ns: u64) -> Self {
+    #[must_use]
+    pub fn from_record(record: &FlowRecord, now_ns: u64) -> Self {
         Self {
             cgroup_id: CgroupId(record.cgroup_id),
             enrolment: record.enrolment,

@@ -12,7 +12,7 @@ use super::Limits;
 use crate::{
     metrics::Limit,
     pod::EnrolledPod,
-    request_info::{RequestInfo, ResourceRequest},
+    request_info::{Reading, RequestInfo, ResourceRequest},
 };
 
 /// A pod's counts, one number each: whoever comes and goes touches nothing else.
@@ -75,6 +75,12 @@ impl Place {
         self.pod.load.count(self.kind).load(Ordering::Relaxed) == 1
     }
 
+    /// Whether it is for what may stay open for long.
+    #[must_use]
+    pub fn runs_long(&self) -> bool {
+        self.kind == Kind::LongRunning
+    }
+
     /// Counts a connection.
     ///
     /// # Errors
@@ -87,8 +93,13 @@ impl Place {
     ///
     /// # Errors
     /// The limit that the pod is at.
-    pub fn for_request<B>(pod: &Arc<EnrolledPod>, request: &Request<B>, limits: &Limits) -> Result<Self, Limit> {
-        if runs_long(request) {
+    pub fn for_request<B>(
+        pod: &Arc<EnrolledPod>,
+        request: &Request<B>,
+        reading: &Reading,
+        limits: &Limits,
+    ) -> Result<Self, Limit> {
+        if runs_long(request, reading) {
             Self::take(pod, Kind::LongRunning, limits.max_long_running_per_pod).ok_or(Limit::LongRunningPerPod)
         } else {
             Self::take(pod, Kind::Request, limits.max_requests_per_pod).ok_or(Limit::RequestsPerPod)
@@ -117,19 +128,17 @@ impl Drop for Place {
 /// Whether a request may stay open for long, as kube-apiserver tells it for its own limits
 /// (`k8s.io/kubernetes/cmd/kube-apiserver/app/options`, "long-running"), but for logs that aren't followed. One that can be
 /// read in more than one way isn't: it counts under the lower limit.
-fn runs_long<B>(request: &Request<B>) -> bool {
+fn runs_long<B>(request: &Request<B>, reading: &Reading) -> bool {
     if request.headers().contains_key(http::header::UPGRADE) {
         return true;
     }
-    let Ok(RequestInfo::Resource(ResourceRequest { verb, subresource, .. })) =
-        RequestInfo::parse(request.method(), request.uri())
-    else {
+    let Ok(RequestInfo::Resource(ResourceRequest { verb, subresource, .. })) = reading else {
         return false;
     };
     match subresource.as_str() {
         "exec" | "attach" | "portforward" | "proxy" => true,
         "log" => follows(request.uri().query().unwrap_or_default()),
-        _ => matches!(verb, "watch" | "proxy"),
+        _ => matches!(*verb, "watch" | "proxy"),
     }
 }
 
@@ -164,6 +173,10 @@ mod tests {
         })
     }
 
+    fn read(request: &Request<()>) -> Reading {
+        RequestInfo::parse(request.method(), request.uri())
+    }
+
     fn request(method: Method, uri: &str) -> Request<()> {
         Request::builder().method(method).uri(uri).body(()).unwrap()
     }
@@ -181,7 +194,8 @@ mod tests {
     #[case("/api/v1/namespaces/prod//pods?watch=true", false)]
     #[case("/healthz", false)]
     fn what_runs_long(#[case] uri: &str, #[case] expected: bool) {
-        assert_eq!(runs_long(&request(Method::GET, uri)), expected, "{uri}");
+        let request = request(Method::GET, uri);
+        assert_eq!(runs_long(&request, &read(&request)), expected, "{uri}");
     }
 
     #[test]
@@ -192,7 +206,10 @@ mod tests {
             ..Limits::default()
         };
         let (one, other) = (pod(), pod());
-        let take = |pod, uri| Place::for_request(pod, &request(Method::GET, uri), &limits);
+        let take = |pod, uri| {
+            let request = request(Method::GET, uri);
+            Place::for_request(pod, &request, &read(&request), &limits)
+        };
         let (first, second) = (take(&one, "/api").unwrap(), take(&one, "/api").unwrap());
         assert_eq!(take(&one, "/api").unwrap_err(), Limit::RequestsPerPod);
         let watching = take(&one, "/api/v1/pods?watch=1").unwrap();

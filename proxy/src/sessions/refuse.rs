@@ -1,11 +1,10 @@
 //! Requests that a session refuses, described as RBAC describes them. A rule takes rights away, so where RBAC would
 //! not know whether it speaks of a request, this one says yes.
 
-use http::{Method, Uri};
 use serde::Deserialize;
 
 use super::spec::SpecError;
-use crate::request_info::{RequestInfo, ResourceRequest};
+use crate::request_info::{Reading, RequestInfo, ResourceRequest};
 
 /// What RBAC knows, and what a rule may name.
 const VERBS: [&str; 8] = [
@@ -84,14 +83,14 @@ impl RequestRules {
     /// `upgrades` says that it asks for another protocol: what begins a stream by GET counts as `create` as well, as
     /// it does when it begins it by POST.
     #[must_use]
-    pub fn refuse(&self, method: &Method, target: &Uri, upgrades: bool) -> bool {
+    pub fn refuse(&self, reading: &Reading, upgrades: bool) -> bool {
         if self.0.is_empty() {
             return false;
         }
-        match RequestInfo::parse(method, target) {
+        match reading {
             Err(_) => true,
             Ok(RequestInfo::NonResource) => false,
-            Ok(RequestInfo::Resource(request)) => self.0.iter().any(|rule| rule.speaks_of(&request, upgrades)),
+            Ok(RequestInfo::Resource(request)) => self.0.iter().any(|rule| rule.speaks_of(request, upgrades)),
         }
     }
 }
@@ -162,7 +161,8 @@ mod tests {
     fn refuse(rules: Value, method: &str, target: &str, upgrades: bool) -> bool {
         let written = serde_json::from_value(rules).unwrap();
         let rules = RequestRules::parse(written).unwrap();
-        rules.refuse(&method.parse().unwrap(), &target.parse().unwrap(), upgrades)
+        let reading = RequestInfo::parse(&method.parse().unwrap(), &target.parse().unwrap());
+        rules.refuse(&reading, upgrades)
     }
 
     #[rstest]

@@ -10,7 +10,11 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio_util::sync::DropGuard;
 
-use super::{h1::Lease, h2::Slot};
+use super::{
+    direct::{DirectBody, DirectError},
+    h1::Lease,
+    h2::Slot,
+};
 
 /// An answer's body.
 #[derive(Debug)]
@@ -22,6 +26,7 @@ enum Inner {
         body: Incoming,
         lease: Option<Lease>,
     },
+    Direct(DirectBody),
     Http2 {
         stream: ::h2::RecvStream,
         slot: Option<Slot>,
@@ -37,6 +42,9 @@ pub enum UpstreamBodyError {
     /// Over HTTP/1.1.
     #[error("the upstream broke off: {0}")]
     Http1(#[from] hyper::Error),
+    /// Over an HTTP/1.1 connection that the reader drives itself.
+    #[error("the upstream broke off: {0}")]
+    Direct(#[from] DirectError),
     /// Over HTTP/2.
     #[error("the upstream broke off: {0}")]
     Http2(#[from] ::h2::Error),
@@ -51,6 +59,10 @@ impl UpstreamBody {
 
     pub(super) fn http1(body: Incoming, lease: Option<Lease>) -> Self {
         Self(Inner::Http1 { body, lease })
+    }
+
+    pub(super) fn direct(body: DirectBody) -> Self {
+        Self(Inner::Direct(body))
     }
 
     pub(super) fn http2(stream: ::h2::RecvStream, slot: Slot, upload: Option<DropGuard>) -> Self {
@@ -98,6 +110,7 @@ impl Body for UpstreamBody {
                 }
                 Poll::Ready(frame)
             }
+            Inner::Direct(body) => body.poll_frame(cx).map_err(Into::into),
             Inner::Http2 {
                 stream,
                 slot,
@@ -127,6 +140,7 @@ impl Body for UpstreamBody {
     fn is_end_stream(&self) -> bool {
         match &self.0 {
             Inner::Http1 { body, .. } => body.is_end_stream(),
+            Inner::Direct(body) => body.is_end(),
             Inner::Http2 { stream, .. } => stream.is_end_stream(),
         }
     }
@@ -134,6 +148,7 @@ impl Body for UpstreamBody {
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
             Inner::Http1 { body, .. } => body.size_hint(),
+            Inner::Direct(body) => body.left().map_or_else(SizeHint::default, SizeHint::with_exact),
             Inner::Http2 { .. } => SizeHint::default(),
         }
     }

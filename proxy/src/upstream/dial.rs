@@ -9,7 +9,7 @@ use tokio::{
     time::{error::Elapsed, timeout},
 };
 
-use super::target::Target;
+use super::{direct::DirectError, target::Target};
 use crate::{limits::descriptors, metrics::Limit, tls};
 
 /// How long a connection may take to come about: TCP and TLS together.
@@ -58,6 +58,9 @@ pub enum UpstreamError {
     /// The HTTP/1.1 connection failed before an answer.
     #[error("HTTP/1.1 to the upstream: {0}")]
     Http1(#[from] hyper::Error),
+    /// The HTTP/1.1 connection of a request without a body failed before an answer.
+    #[error("HTTP/1.1 to the upstream: {0}")]
+    Direct(#[from] DirectError),
     /// The server was reached, and then didn't speak HTTP/2 as it had said.
     #[error("greeting {url} over HTTP/2: {source}: check what stands before the API server")]
     Greeting {
@@ -110,7 +113,7 @@ impl UpstreamError {
             | Self::Exhausted
             | Self::Descriptors
             | Self::Request(_) => true,
-            Self::Http2(_) | Self::Http1(_) => false,
+            Self::Http2(_) | Self::Http1(_) | Self::Direct(_) => false,
             Self::Shared(error) => error.nothing_sent(),
         }
     }

@@ -5,7 +5,7 @@
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -14,12 +14,13 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use tokio::{
     sync::{Notify, Semaphore},
-    time::{Instant, timeout_at},
+    time::{Instant, sleep, timeout_at},
 };
 
 use super::{
     UpstreamBody, UpstreamError,
     dial::{ALPN_ANY, ALPN_HTTP1, dial},
+    direct::{self, Line},
     h1::{Idle, Lease},
     h2::{self, Connection, Slot},
     roots::Roots,
@@ -32,6 +33,12 @@ use crate::{body::RequestBody, limits::Limits};
 const HTTP1_IDLE: Duration = Duration::from_secs(45);
 /// How many idle HTTP/1.1 connections are kept.
 const HTTP1_IDLE_MOST: usize = 32;
+/// As many lines are open at once. Beyond, one HTTP/2 connection for all is the smaller burden for the server.
+const LINES_MOST: usize = 32;
+/// Of the connections that there may be, this part may be lines: the rest is for watches and upgrades.
+const LINES_PART: usize = 4;
+/// So long no line is tried again with a server that took none.
+const LINES_PAUSE: Duration = Duration::from_secs(30);
 /// What a server is expected to allow before the first connection has said: the smaller of the limits that
 /// kube-apiserver has had (250, then 100).
 const STREAMS_EXPECTED: usize = 100;
@@ -71,6 +78,9 @@ pub(super) struct Shared {
     places: Arc<Semaphore>,
     patience: Duration,
     counts: Arc<DialCounts>,
+    /// Lines that are open, lent or idle.
+    lines: AtomicUsize,
+    lines_most: usize,
 }
 
 #[derive(Default)]
@@ -78,6 +88,12 @@ struct State {
     protocol: Option<Protocol>,
     http2: Vec<Arc<Connection>>,
     http1: Vec<Idle>,
+    /// Idle ones, the last used last.
+    lines: Vec<Line>,
+    /// Somebody looks after those that stay idle.
+    lines_minded: bool,
+    /// The server took no line at last.
+    no_line_before: Option<Instant>,
     dialing: usize,
     waiting: usize,
     /// Streams that the newest connection allowed.
@@ -130,6 +146,8 @@ impl Upstream {
             places: Arc::new(Semaphore::new(bounds.connections)),
             patience: bounds.patience,
             counts,
+            lines: AtomicUsize::new(0),
+            lines_most: LINES_MOST.min(bounds.connections / LINES_PART),
         }))
     }
 
@@ -154,17 +172,17 @@ impl Upstream {
                     Ok(answer) => return Ok(answer),
                     Err(failed) => failed,
                 },
-                Found::Lease(lease) => match lease.send(&self.0.url, request).await {
+                Found::Lease(lease) => match Box::pin(lease.send(&self.0.url, request)).await {
                     Ok(answer) => return Ok(answer),
                     Err(failed) => failed,
                 },
-                Found::Dial(permit) => match self.0.dial(permit).await? {
+                Found::Dial(permit) => match Box::pin(self.0.dial(permit)).await? {
                     Dialled::Http2(connection) => {
                         self.0.add(connection);
                         continue;
                     }
                     Dialled::Http1(lease) => {
-                        let answer = lease.send(&self.0.url, request).await;
+                        let answer = Box::pin(lease.send(&self.0.url, request)).await;
                         return answer.map_err(|(error, _)| error);
                     }
                 },
@@ -181,6 +199,67 @@ impl Upstream {
             };
             tracing::debug!(%error, "an upstream connection took no request; on another");
         }
+    }
+
+    /// Sends a request that will be answered soon, and waits for the head of the answer: over a kept-alive HTTP/1.1
+    /// connection where that can be, which costs less than a stream of HTTP/2; otherwise as [`Self::send`] does.
+    ///
+    /// It is sent a second time, on a new connection, only where it changes nothing, has no body, and the server closed
+    /// the connection, which had been idle, without a word.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub async fn send_short(&self, mut request: Request<RequestBody>) -> Result<Response<UpstreamBody>, UpstreamError> {
+        let mut line = if direct::carries(&request) {
+            match Shared::idle_line(&self.0) {
+                Some(line) => Some(line),
+                None => Box::pin(self.new_line()).await?,
+            }
+        } else {
+            None
+        };
+        while let Some(found) = line {
+            request = match found.send(&self.0.url, request).await {
+                Ok(answer) => return Ok(answer.map(UpstreamBody::direct)),
+                Err((error, None)) => return Err(error.into()),
+                Err((error, Some(unsent))) => {
+                    tracing::debug!(%error, "an idle upstream connection was closed; on another");
+                    unsent
+                }
+            };
+            line = Box::pin(self.new_line()).await?;
+        }
+        Box::pin(self.send(request)).await
+    }
+
+    /// Opens a line, where there may be one more.
+    async fn new_line(&self) -> Result<Option<Line>, UpstreamError> {
+        let shared = &self.0;
+        if shared.state().no_line_before.is_some_and(|time| Instant::now() < time) {
+            return Ok(None);
+        }
+        let Some(place) = LinePlace::take(shared) else {
+            return Ok(None);
+        };
+        let Some(permit) = Shared::permit(shared) else {
+            return Ok(None);
+        };
+        let (tls, vouched) = shared.roots.client_config(&ALPN_HTTP1).await?;
+        let io = match dial(&shared.url, tls).await {
+            Ok(io) => Socket::new(io, permit),
+            // It may speak HTTP/2 alone, and then says so in TLS.
+            Err(error @ UpstreamError::Tls { .. }) => {
+                tracing::debug!(%error, "no HTTP/1.1 upstream for a while");
+                shared.state().no_line_before = Some(Instant::now() + LINES_PAUSE);
+                return Ok(None);
+            }
+            Err(error) => {
+                shared.counts.of(None).fetch_add(1, Ordering::Relaxed);
+                return Err(error);
+            }
+        };
+        shared.counts.of(Some(Protocol::Http1)).fetch_add(1, Ordering::Relaxed);
+        Ok(Some(Line::new(io, vouched, place)))
     }
 
     /// Sends a request that asks for an upgrade, on an HTTP/1.1 connection of its own.
@@ -210,16 +289,32 @@ impl Upstream {
             if let Some(permit) = Shared::permit(&self.0) {
                 return Ok(permit);
             }
-            drop(self.0.state().http1.pop());
+            self.0.make_way();
             if timeout_at(patience, closed).await.is_err() {
                 return Err(UpstreamError::Exhausted);
             }
         }
     }
 
+    /// Finds a place as a request does, and gives it back: what that alone takes is measured by it.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub async fn check_out(&self) -> Result<(), UpstreamError> {
+        self.connection().await.map(drop)
+    }
+
     /// Finds a place on a connection, or waits for one to come about.
     async fn connection(&self) -> Result<Found, UpstreamError> {
         let mut failures_before = None;
+        match Shared::look(&self.0, &mut failures_before) {
+            Some(found) => Ok(found),
+            // Boxed, as all is here that few requests need: each carries its future about.
+            None => Box::pin(self.wait(failures_before)).await,
+        }
+    }
+
+    async fn wait(&self, mut failures_before: Option<u64>) -> Result<Found, UpstreamError> {
         let patience = Instant::now() + self.0.patience;
         let _waiting = Waiting::begin(&self.0);
         loop {
@@ -267,14 +362,65 @@ impl Shared {
             };
         }
         let needed = state.waiting.div_ceil(state.allowed.unwrap_or(STREAMS_EXPECTED));
-        while state.dialing < needed
-            && let Some(permit) = Self::permit(this)
-        {
+        while state.dialing < needed {
+            let Some(permit) = Self::permit(this) else {
+                if state.lines.pop().is_none() {
+                    break;
+                }
+                continue;
+            };
             state.dialing += 1;
             // In a task of its own, so that a client that goes away doesn't undo the dial for the others.
             tokio::spawn(Self::add_connection(home.clone(), permit));
         }
         None
+    }
+
+    /// The line that was used last, so that those that aren't needed grow old.
+    fn idle_line(this: &Arc<Self>) -> Option<Line> {
+        let now = Instant::now();
+        loop {
+            let mut line = this.state().lines.pop()?;
+            if line.idle_for(now) < HTTP1_IDLE && this.roots.are(line.vouched()) && line.is_quiet() {
+                return Some(line);
+            }
+        }
+    }
+
+    /// A line is free again. It isn't kept where others wait for a connection.
+    pub(super) fn give_back_line(self: &Arc<Self>, line: Line) {
+        if self.places.available_permits() == 0 {
+            return;
+        }
+        let mut state = self.state();
+        state.lines.push(line);
+        if !std::mem::replace(&mut state.lines_minded, true) {
+            drop(state);
+            tokio::spawn(Self::mind_lines(Arc::downgrade(self)));
+        }
+    }
+
+    /// Closes lines that have long been idle, as long as there are any.
+    async fn mind_lines(home: Weak<Self>) {
+        loop {
+            sleep(HTTP1_IDLE).await;
+            let Some(this) = home.upgrade() else { return };
+            let now = Instant::now();
+            let mut state = this.state();
+            state.lines.retain(|line| line.idle_for(now) < HTTP1_IDLE);
+            if state.lines.is_empty() {
+                state.lines_minded = false;
+                return;
+            }
+        }
+    }
+
+    /// Closes a connection that nobody uses, if there is one.
+    fn make_way(&self) {
+        let mut state = self.state();
+        if state.http1.pop().is_none() {
+            state.lines.pop();
+        }
     }
 
     fn permit(this: &Arc<Self>) -> Option<Permit> {
@@ -379,6 +525,32 @@ impl DialCounts {
             Some(Protocol::Http2) => &self.http2,
             Some(Protocol::Http1) => &self.http1,
             None => &self.failed,
+        }
+    }
+}
+
+/// A place among the lines, given back on drop.
+pub(super) struct LinePlace(Weak<Shared>);
+
+impl LinePlace {
+    fn take(shared: &Arc<Shared>) -> Option<Self> {
+        let most = shared.lines_most;
+        let taken = shared.lines.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |open| {
+            (open < most).then_some(open + 1)
+        });
+        taken.is_ok().then(|| Self(Arc::downgrade(shared)))
+    }
+
+    /// The pool that it is in.
+    pub(super) fn home(&self) -> Option<Arc<Shared>> {
+        self.0.upgrade()
+    }
+}
+
+impl Drop for LinePlace {
+    fn drop(&mut self) {
+        if let Some(home) = self.home() {
+            home.lines.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }

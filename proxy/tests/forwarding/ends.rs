@@ -14,6 +14,8 @@ use crate::{
     stage::{Stage, Terms, get, get1},
 };
 
+const WATCH: &str = "/api/v1/pods?watch=true";
+
 async fn watching(alpn: &'static str) -> (Stage, hyper::body::Incoming, mpsc::Sender<&'static str>) {
     let (chunks, receiver) = mpsc::channel(1);
     let receiver = std::sync::Mutex::new(Some(receiver));
@@ -23,8 +25,8 @@ async fn watching(alpn: &'static str) -> (Stage, hyper::body::Incoming, mpsc::Se
     })
     .await;
     let response = match alpn {
-        "h2" => stage.http2().await.send_request(get("/watch")).await.unwrap(),
-        _ => stage.http1().await.send_request(get1("/watch")).await.unwrap(),
+        "h2" => stage.http2().await.send_request(get(WATCH)).await.unwrap(),
+        _ => stage.http1().await.send_request(get1(WATCH)).await.unwrap(),
     };
     let mut body = response.into_body();
     chunks.send("event").await.unwrap();

@@ -37,7 +37,7 @@ const SOON: Duration = Duration::from_secs(30);
 const HALF: &[u8] = b"{\"kind\":\"PodList\",\"items\":[{\"metadata\":";
 
 /// A server that does with each connection as it is told, and the agent before it.
-async fn before<F, R>(alpn: &[&'static str], serve: F) -> Stage
+pub(crate) async fn before<F, R>(alpn: &[&'static str], serve: F) -> Stage
 where
     F: Fn(TlsStream<TcpStream>) -> R + Send + Sync + 'static,
     R: Future<Output = ()> + Send + 'static,
@@ -138,7 +138,7 @@ impl Length {
 }
 
 /// Reads one request's head.
-async fn head(stream: &mut TlsStream<TcpStream>) {
+pub(crate) async fn head(stream: &mut TlsStream<TcpStream>) {
     let mut read = Vec::new();
     while !read.ends_with(b"\r\n\r\n") {
         if stream.read_buf(&mut read).await.unwrap_or(0) == 0 {

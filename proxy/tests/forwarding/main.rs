@@ -25,6 +25,7 @@ mod hostile_upgrades;
 mod hostile_uploads;
 mod identity;
 mod limits;
+mod lines;
 mod nested;
 mod pooling;
 mod refusals;

@@ -15,7 +15,7 @@ use tokio::{
     net::UnixStream,
 };
 use understudy_tests::node::{
-    Agent, AgentOptions, Command, Node, Output, Patience, Pod, PodSpec, Running, Session, network::SERVICE_V4,
+    Agent, AgentOptions, Command, Node, Patience, Pod, PodSpec, Running, Session, network::SERVICE_V4,
 };
 
 use crate::{
@@ -262,6 +262,15 @@ impl Target {
         })
     }
 
+    /// The last line of what a peer printed on its standard error; the agent keeps a log of its own.
+    #[must_use]
+    pub fn last_words(&self) -> Option<String> {
+        match &self.server {
+            Server::None | Server::Agent(_) => None,
+            Server::Program(running) => running.stderr().trim().lines().last().map(str::to_owned),
+        }
+    }
+
     /// The header fields that a client has to send here, as `Name: value`.
     #[must_use]
     pub fn headers(&self) -> Vec<String> {
@@ -410,14 +419,16 @@ fn launcher(prlimit: Command, open_files: u64, processor: usize) -> Command {
         .args(["taskset", "--cpu-list", &processor.to_string()])
 }
 
-/// A client's output, where it succeeded.
+/// A client's output, where it succeeded. What went wrong is said without the command line, for that has tokens in it.
 ///
 /// # Errors
-/// It failed; the error holds what it printed.
+/// It failed, or took too long; the error holds what it printed on its standard error.
 pub async fn printed(command: Command, limit: Duration) -> Result<String> {
-    let output: Output = command.limit(limit).output().await?;
-    if output.code != Some(0) {
-        bail!("`{}` failed: {}", output.command, output.text().trim());
+    let Ok(output) = command.limit(limit).output().await else {
+        bail!("the client can't be started, or still ran after {limit:?}");
+    };
+    if !output.succeeded() {
+        bail!("the client failed: {}", output.stderr.trim());
     }
     Ok(output.stdout)
 }

@@ -21,6 +21,14 @@ pub(crate) use linters::{cargo_deny, ebpf_clippy, linters};
 pub(crate) use machine::{depmod, virtual_machine};
 pub(crate) use peers::peers;
 
+/// Brings what counts instructions.
+///
+/// # Errors
+/// Where it can't be brought.
+pub(crate) fn valgrind() -> Result<()> {
+    apt::ensure(&["valgrind"], "`cargo xtask instructions`")
+}
+
 /// Finds or brings everything that the demo and the tests need.
 ///
 /// # Errors

@@ -1,13 +1,19 @@
 //! Runs the benchmark. `cargo xtask bench` builds and finds what it needs; this takes arguments and prints.
 
-use std::{collections::BTreeMap, fs, net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use understudy_bench::{
     app::{self, Options},
     peers::{self, Executables, Peer},
-    report::{self, progress},
+    report::{self, Report, progress},
     stage,
 };
 
@@ -68,6 +74,9 @@ struct Run {
     /// Where the report goes: report.json, tables.md and charts
     #[arg(long, value_name = "DIR", default_value = "target/bench")]
     output: PathBuf,
+    /// Put the run's results into this directory's performance.md, and its charts beside it
+    #[arg(long, value_name = "DIR")]
+    docs: Option<PathBuf>,
 }
 
 fn reason(text: &str) -> Result<(Peer, String)> {
@@ -113,6 +122,9 @@ fn run(arguments: Arguments) -> Result<()> {
     };
     let report = runtime()?.block_on(app::run(&options))?;
     write(&run.output, &report)?;
+    if let Some(docs) = &run.docs {
+        document(docs, &report)?;
+    }
     #[expect(clippy::print_stdout, reason = "the report is what this program is for")]
     {
         println!("{}", report::terminal(&report));
@@ -121,7 +133,7 @@ fn run(arguments: Arguments) -> Result<()> {
     Ok(())
 }
 
-fn write(output: &std::path::Path, report: &report::Report) -> Result<()> {
+fn write(output: &Path, report: &Report) -> Result<()> {
     fs::create_dir_all(output).with_context(|| format!("making {}", output.display()))?;
     let put = |name: &str, text: String| {
         let path = output.join(name);
@@ -130,8 +142,21 @@ fn write(output: &std::path::Path, report: &report::Report) -> Result<()> {
     put("report.json", serde_json::to_string_pretty(report)? + "\n")?;
     put("tables.md", report::markdown(report))?;
     put("goals.md", report::goals(report))?;
+    charts(output, report)
+}
+
+fn charts(directory: &Path, report: &Report) -> Result<()> {
+    fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
     for (name, chart) in report::CHARTS {
-        put(name, report::chart(report, &chart))?;
+        let path = directory.join(name);
+        fs::write(&path, report::chart(report, &chart)).with_context(|| format!("writing {}", path.display()))?;
     }
     Ok(())
+}
+
+fn document(docs: &Path, report: &Report) -> Result<()> {
+    let path = docs.join("performance.md");
+    let page = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    fs::write(&path, report::page(&page, report)?).with_context(|| format!("writing {}", path.display()))?;
+    charts(&docs.join("performance"), report)
 }

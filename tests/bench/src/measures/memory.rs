@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use tokio::time::sleep;
 use understudy_tests::node::{Command, Patience, Running};
 
@@ -20,7 +20,7 @@ const IDLE: u64 = 2_000;
 /// Files that a process needs beside connections.
 const SPARE_FILES: u64 = 600;
 /// How long a proxy may take to give memory back.
-const SETTLING: u32 = 8;
+const SETTLING: u32 = 5;
 
 pub(super) async fn watches(target: &mut Target, terms: Terms, protocol: Protocol) -> Result<Values> {
     let wanted = if terms.quick { WATCHES / 10 } else { WATCHES };
@@ -107,7 +107,10 @@ impl Held {
     /// Lets go, and holds the client to having lost nothing.
     pub(super) async fn close(mut self) -> Result<()> {
         self.0.close_stdin();
-        let output = self.0.wait(Duration::from_mins(2)).await?.success()?;
+        let Ok(output) = self.0.wait(Duration::from_mins(2)).await else {
+            bail!("the client didn't let go");
+        };
+        ensure!(output.succeeded(), "the client failed: {}", output.stderr.trim());
         if let Ok(lost) = clients::number(&clients::last_line(&output.stdout)?, "lost") {
             ensure!(lost < 1.0, "{lost} were lost");
         }

@@ -3,6 +3,7 @@
 
 mod latency;
 mod memory;
+pub mod node;
 mod requests;
 mod streams;
 mod transfer;

@@ -18,7 +18,7 @@ pub(super) async fn fan_out(target: &Target, terms: Terms) -> Result<Values> {
         .args(["--protocol", "http2", "--count", &watches.to_string()])
         .args(["--events", &events.to_string(), "--control"])
         .arg(target.stage.control());
-    times(&printed(command, limit(120)).await?)
+    times(&printed(command, limit(30)).await?)
 }
 
 /// 64 bytes there and back through an exec.

@@ -1,6 +1,7 @@
 //! What a run says: as data, as tables for a terminal and for the docs, and as a chart.
 
 mod chart;
+mod docs;
 mod figures;
 mod table;
 
@@ -18,8 +19,9 @@ use crate::{
 };
 
 pub use chart::{CHARTS, Chart, chart};
+pub use docs::{BEGIN, END, page};
 pub use figures::figure;
-pub use table::{goals, markdown, terminal};
+pub use table::{goals, markdown, remarks, terminal};
 
 /// A run.
 #[derive(Debug, Clone, Serialize)]

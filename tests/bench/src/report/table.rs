@@ -17,12 +17,18 @@ pub fn terminal(report: &Report) -> String {
         let _ = writeln!(text, "\n{} ({})", measured.title, measured.id);
         text += &aligned(&rows(measured));
     }
+    if let Some(node) = &report.node {
+        text += "\nThe node's own side\n";
+        text += &aligned(&node_rows(node));
+    }
+    text.push('\n');
+    for line in remarks(report) {
+        let _ = writeln!(text, "{line}");
+    }
     if !report.goals.is_empty() {
         text += "\nGoals\n";
         text += &aligned(&goal_rows(&report.goals));
-    }
-    for line in remarks(report) {
-        let _ = writeln!(text, "{line}");
+        let _ = writeln!(text, "{}", tally(&report.goals));
     }
     text
 }
@@ -36,13 +42,59 @@ pub fn markdown(report: &Report) -> String {
         text += &piped(&rows(measured));
         text.push('\n');
     }
+    if let Some(node) = &report.node {
+        text += "### The node's own side\n\n";
+        text += &piped(&node_rows(node));
+    }
     text
+}
+
+fn node_rows(node: &serde_json::Value) -> Vec<Vec<String>> {
+    let lines = crate::measures::node::lines(node).into_iter();
+    let head = vec!["what".to_owned(), "takes".to_owned()];
+    [head]
+        .into_iter()
+        .chain(lines.map(|(what, takes)| vec![what, takes]))
+        .collect()
 }
 
 /// The goals as Markdown.
 #[must_use]
 pub fn goals(report: &Report) -> String {
     piped(&goal_rows(&report.goals))
+}
+
+/// What has to be said beside the figures, a line each.
+#[must_use]
+pub fn remarks(report: &Report) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some(noise) = report.noise {
+        lines.push(format!(
+            "Understudy against itself: {}, where 1 is expected",
+            with_interval(Some(noise))
+        ));
+    }
+    if report.is_too_noisy() {
+        lines.push(
+            "This machine was TOO NOISY for a verdict: the same build differs from itself by more than 5 %".to_owned(),
+        );
+    }
+    if let Some(upstream) = report.upstream_per_cpu_second {
+        lines.push(format!(
+            "The upstream answers {} requests in a second of its own processor time",
+            with_interval(Some(upstream))
+        ));
+    }
+    if let Some(rate) = report.half_load {
+        lines.push(format!("Half load was {} requests a second, for all", figure(rate)));
+    }
+    if !report.machine.instructions {
+        lines.push("Instructions: not supported on this machine, whose kernel has no such counter".to_owned());
+    }
+    for (peer, why) in &report.missing {
+        lines.push(format!("MISSING: {peer}: {why}"));
+    }
+    lines
 }
 
 fn rows(measured: &Measured) -> Vec<Vec<String>> {
@@ -126,40 +178,15 @@ fn with_interval(estimate: Option<Estimate>) -> String {
     format!("{middle} ({}-{})", figure(estimate.low), figure(estimate.high))
 }
 
-fn remarks(report: &Report) -> Vec<String> {
-    let mut lines = vec![String::new()];
-    if let Some(noise) = report.noise {
-        lines.push(format!(
-            "Understudy against itself: {}, where 1 is expected",
-            with_interval(Some(noise))
-        ));
-    }
-    if report.is_too_noisy() {
-        lines.push(
-            "This machine was TOO NOISY for a verdict: the same build differs from itself by more than 5 %".to_owned(),
-        );
-    }
-    if let Some(upstream) = report.upstream_per_cpu_second {
-        lines.push(format!(
-            "The upstream answers {} requests in a second of its own processor time",
-            with_interval(Some(upstream))
-        ));
-    }
-    if !report.machine.instructions {
-        lines.push("Instructions: not supported on this machine, whose kernel has no such counter".to_owned());
-    }
-    for (peer, why) in &report.missing {
-        lines.push(format!("MISSING: {peer}: {why}"));
-    }
-    let count = |verdict| report.goals.iter().filter(|outcome| outcome.verdict == verdict).count();
-    lines.push(format!(
+fn tally(goals: &[Outcome]) -> String {
+    let count = |verdict| goals.iter().filter(|outcome| outcome.verdict == verdict).count();
+    format!(
         "{} goals met, {} not met, {} without a verdict, {} not measured",
         count(Verdict::Met),
         count(Verdict::NotMet),
         count(Verdict::TooNoisy),
         count(Verdict::NotMeasured),
-    ));
-    lines
+    )
 }
 
 fn aligned(rows: &[Vec<String>]) -> String {

@@ -121,15 +121,10 @@ impl Bulk {
         let mut exec = Exec::start(&self.server, self.transport, &["head", "-c", &length, "/dev/zero"]).await?;
         let mut begun = None;
         let mut came = 0;
-        loop {
-            match exec.read().await? {
-                Came::Stdout(data) => {
-                    begun.get_or_insert_with(Instant::now);
-                    ensure!(data.iter().all(|byte| *byte == 0), "something else than zeros came");
-                    came += data.len();
-                }
-                Came::End => break,
-            }
+        while let Came::Stdout(data) = exec.read().await? {
+            begun.get_or_insert_with(Instant::now);
+            ensure!(data.iter().all(|byte| *byte == 0), "something else than zeros came");
+            came += data.len();
         }
         ensure!(came == self.bytes, "{came} bytes came in place of {}", self.bytes);
         Ok(begun.context("nothing came")?.elapsed())

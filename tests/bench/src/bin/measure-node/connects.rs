@@ -6,7 +6,6 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::PathBuf,
     thread,
-    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -18,7 +17,7 @@ use understudy_tests::node::{
 };
 
 use super::{
-    programs::{Programs, Run, Runs},
+    programs::{Programs, Run, Runs, float},
     stage,
 };
 
@@ -29,26 +28,35 @@ const MANY: usize = 1000;
 /// Connects in a slice.
 const SLICE: u32 = 4000;
 
-/// What a kind of connect cost.
+/// What a kind of connect cost. Of every connection both ends are on the node, and counted.
 #[derive(Debug, Serialize)]
-pub(crate) struct Connects {
+pub(crate) struct Cost {
     /// How many pods are tagged.
     tagged_pods: usize,
-    /// Who connects.
+    /// Who connects: a process of a pod that is tagged, of one that isn't, of the node's own in the pods' tree of
+    /// cgroups, or outside of it.
     who: &'static str,
     /// To what.
     to: &'static str,
     /// How many did, in all slices.
     connects: u32,
-    /// How long programs ran for one, in nanoseconds: all of them, from the connect to the close. The median of the
-    /// slices.
+    /// How long programs ran for one connection, in nanoseconds, from the connect to the close at both ends, and with what
+    /// counting took of each run, which is less for runs that follow each other than [`Cost::counting_ns`]. The median of
+    /// the slices.
     ns_per_connect: f64,
     /// The least of the slices.
     least: f64,
     /// The most of the slices.
     most: f64,
-    /// How long the connect's own program ran for one, in nanoseconds: the median of the slices.
+    /// How long the program of the connect itself ran, in nanoseconds, without what counting took of it: the median of
+    /// the slices.
     connect_program_ns: f64,
+    /// The least of the slices.
+    connect_program_least: f64,
+    /// The most of the slices.
+    connect_program_most: f64,
+    /// What counting takes of a run at the connect, in nanoseconds.
+    counting_ns: f64,
     /// By program.
     programs: BTreeMap<&'static str, Program>,
     /// Of a hundred connects that were seen, how many were others' on the machine: what they cost is in the figures.
@@ -59,6 +67,7 @@ pub(crate) struct Connects {
 #[derive(Debug, Serialize)]
 struct Program {
     runs_per_connect: f64,
+    /// With what counting took of it.
     ns_per_run: f64,
 }
 
@@ -79,10 +88,10 @@ struct Scene {
     node: Node,
 }
 
-pub(crate) async fn measure(quick: bool) -> Result<Vec<Connects>> {
+pub(crate) async fn measure(quick: bool) -> Result<Vec<Cost>> {
     let slices = if quick { 3 } else { 9 };
     let scene = Scene::set().await?;
-    let programs = Programs::pinned(&scene.node.pin_dir())?;
+    let programs = Programs::pinned(&scene.node.pin_dir(), scene.node.cgroup_root())?;
     let mut figures = scene.round(&programs, 1, slices).await?;
     let _crowd = scene.tag(MANY - 1).await?;
     figures.extend(scene.round(&programs, MANY, slices).await?);
@@ -132,21 +141,17 @@ impl Scene {
         Ok(crowd)
     }
 
-    async fn round(&self, programs: &Programs, tagged_pods: usize, slices: usize) -> Result<Vec<Connects>> {
+    async fn round(&self, programs: &Programs, tagged_pods: usize, slices: usize) -> Result<Vec<Cost>> {
         let load = stage::beside("load")?;
         let kinds = [
-            ("tagged pod", "API server", SERVICE_V4),
-            ("tagged pod", "API server, IPv6", SERVICE_V6),
-            ("tagged pod", "another address", OTHER),
-            ("untagged pod", "API server", SERVICE_V4),
-            ("untagged pod", "API server, IPv6", SERVICE_V6),
-            ("untagged pod", "another address", OTHER),
-            ("node's own process", "another address", OTHER),
-            (
-                "process outside the pods' tree",
-                "itself, both ends counted",
-                self.outside,
-            ),
+            ("tagged", "the API server", SERVICE_V4),
+            ("tagged", "the API server, IPv6", SERVICE_V6),
+            ("tagged", "elsewhere", OTHER),
+            ("untagged", "the API server", SERVICE_V4),
+            ("untagged", "the API server, IPv6", SERVICE_V6),
+            ("untagged", "elsewhere", OTHER),
+            ("node", "elsewhere", OTHER),
+            ("outside", "loopback", self.outside),
         ];
         let kinds = kinds.map(|(who, to, address)| Kind { who, to, address });
         let mut taken: Vec<Vec<(u32, Runs)>> = kinds.iter().map(|_| Vec::new()).collect();
@@ -156,17 +161,19 @@ impl Scene {
                 taken.push(self.slice(programs, kind, &load).await?);
             }
         }
+        let nothing = taken.iter().flatten().map(|(_, runs)| runs.nothing);
+        let counting = nothing.fold(Run::default(), Run::and).each();
         let figures = kinds.iter().zip(taken);
         figures
-            .map(|(kind, slices)| sum_up(tagged_pods, kind, &slices))
+            .map(|(kind, slices)| sum_up(tagged_pods, kind, &slices, counting))
             .collect()
     }
 
     async fn slice(&self, programs: &Programs, kind: &Kind, load: &PathBuf) -> Result<(u32, Runs)> {
         let command = match kind.who {
-            "tagged pod" => self.tagged.command(load),
-            "untagged pod" => self.untagged.command(load),
-            "node's own process" => self.node.command(load)?,
+            "tagged" => self.tagged.command(load),
+            "untagged" => self.untagged.command(load),
+            "node" => self.node.command(load)?,
             _ => {
                 let before = programs.runs()?;
                 let mut outside = tokio::process::Command::new(load);
@@ -205,44 +212,45 @@ fn listen() -> Result<SocketAddr> {
     Ok(address)
 }
 
-fn sum_up(tagged_pods: usize, kind: &Kind, slices: &[(u32, Runs)]) -> Result<Connects> {
+fn sum_up(tagged_pods: usize, kind: &Kind, slices: &[(u32, Runs)], counting: f64) -> Result<Cost> {
     let own = if kind.address.is_ipv4() { "connect4" } else { "connect6" };
-    let mut per_connect: Vec<f64> = slices
-        .iter()
-        .map(|(connects, runs)| ns(runs.time(), *connects))
-        .collect();
-    let mut connect_program: Vec<f64> = slices
-        .iter()
-        .filter_map(|(_, runs)| runs.0.get(own).map(|run| per_run(*run)))
-        .collect();
-    per_connect.sort_unstable_by(f64::total_cmp);
-    connect_program.sort_unstable_by(f64::total_cmp);
-    let connects: u32 = slices.iter().map(|(connects, _)| connects).sum();
+    let mut per_connect = Vec::new();
+    let mut connect_program = Vec::new();
+    let mut connects = 0;
     let mut totals: BTreeMap<&'static str, Run> = BTreeMap::new();
-    for (_, runs) in slices {
-        for (name, run) in &runs.0 {
+    for (number, runs) in slices {
+        connects += number;
+        per_connect.push(runs.total().nanoseconds() / f64::from(*number));
+        for (name, run) in &runs.programs {
             let total = totals.entry(name).or_default();
-            total.count += run.count;
-            total.time += run.time;
+            *total = total.and(*run);
+            if *name == own {
+                connect_program.push((run.each() - counting).max(0.0));
+            }
         }
     }
     let seen = totals.get(own).map_or(0, |run| run.count);
     let strangers = seen.saturating_sub(u64::from(connects));
-    Ok(Connects {
+    let (least, ns_per_connect, most) = spread(per_connect)?;
+    let (connect_program_least, connect_program_ns, connect_program_most) = spread(connect_program)?;
+    Ok(Cost {
         tagged_pods,
         who: kind.who,
         to: kind.to,
         connects,
-        ns_per_connect: *per_connect.get(per_connect.len() / 2).context("a slice")?,
-        least: *per_connect.first().context("a slice")?,
-        most: *per_connect.last().context("a slice")?,
-        connect_program_ns: *connect_program.get(connect_program.len() / 2).context("a slice")?,
+        ns_per_connect,
+        least,
+        most,
+        connect_program_ns,
+        connect_program_least,
+        connect_program_most,
+        counting_ns: counting,
         programs: totals
             .into_iter()
             .map(|(name, run)| {
                 let program = Program {
                     runs_per_connect: float(run.count) / f64::from(connects),
-                    ns_per_run: per_run(run),
+                    ns_per_run: run.each(),
                 };
                 (name, program)
             })
@@ -251,21 +259,18 @@ fn sum_up(tagged_pods: usize, kind: &Kind, slices: &[(u32, Runs)]) -> Result<Con
     })
 }
 
-fn ns(time: Duration, times: u32) -> f64 {
-    time.as_secs_f64() * 1e9 / f64::from(times)
-}
-
-fn per_run(run: Run) -> f64 {
-    run.time.as_secs_f64() * 1e9 / float(run.count.max(1))
-}
-
-#[expect(clippy::cast_precision_loss, reason = "nobody counts so far")]
-fn float(count: u64) -> f64 {
-    count as f64
+/// The least, the median and the most.
+fn spread(mut figures: Vec<f64>) -> Result<(f64, f64, f64)> {
+    figures.sort_unstable_by(f64::total_cmp);
+    let median = *figures.get(figures.len() / 2).context("a slice")?;
+    let (first, last) = (figures.first(), figures.last());
+    Ok((*first.context("a slice")?, median, *last.context("a slice")?))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn slice(connects: u32, runs: u64, nanoseconds: u64) -> (u32, Runs) {
@@ -273,23 +278,28 @@ mod tests {
             count: runs,
             time: Duration::from_nanos(nanoseconds),
         };
-        (connects, Runs([("connect4", run)].into()))
+        let runs = Runs {
+            programs: [("connect4", run), ("socket_release", run)].into(),
+            nothing: Run::default(),
+        };
+        (connects, runs)
     }
 
     #[test]
     fn slices_are_summed_up_by_their_median_and_strangers_show() {
         let kind = Kind {
-            who: "tagged pod",
-            to: "API server",
+            who: "tagged",
+            to: "the API server",
             address: SERVICE_V4,
         };
         let slices = [slice(10, 10, 1000), slice(10, 10, 2000), slice(10, 20, 9000)];
-        let figures = sum_up(1, &kind, &slices).unwrap();
+        let figures = sum_up(1, &kind, &slices, 50.0).unwrap();
         let close = |is: f64, wanted: f64| assert!((is - wanted).abs() < 1e-6, "{is} in place of {wanted}");
-        close(figures.ns_per_connect, 200.0);
-        close(figures.least, 100.0);
-        close(figures.most, 900.0);
-        close(figures.connect_program_ns, 200.0);
+        close(figures.ns_per_connect, 400.0);
+        close(figures.least, 200.0);
+        close(figures.most, 1800.0);
+        close(figures.connect_program_ns, 150.0);
+        close(figures.connect_program_most, 400.0);
         close(figures.programs["connect4"].runs_per_connect, 40.0 / 30.0);
         close(figures.programs["connect4"].ns_per_run, 300.0);
         close(figures.strangers_percent, 25.0);

@@ -1,6 +1,7 @@
 //! What Understudy costs the node that it is on, apart from what passes through it: the kernel's programs at every
 //! connect, the time until a pod is enrolled, and the agent while nothing happens. It prints one object of JSON.
 
+mod clock;
 mod connects;
 mod enrolment;
 mod idle;

@@ -1,8 +1,7 @@
 //! The kernel's own count of how often the agent's programs have run, and for how long. They are found by their pins,
 //! so that no other agent's on the machine are counted.
 //!
-//! The kernel reads the clock before and after each run, which is in the figures: some 20 ns a run that no node pays
-//! while nobody measures.
+//! The kernel reads the clock before and after each run, which is in its figures: it is measured as well.
 
 use std::{collections::BTreeMap, fs, os::fd::OwnedFd, path::Path, time::Duration};
 
@@ -13,17 +12,24 @@ use aya::{
 };
 use understudy_common::PROGRAMS;
 
+use super::clock::Nothing;
+
 /// The agent's programs, which count their runs for as long as this is held.
 pub(crate) struct Programs {
     ids: BTreeMap<u32, &'static str>,
+    /// The program that shows what the counting itself takes.
+    nothing: (u32, Nothing),
     /// What the kernel tells of a program it tells by its descriptor.
-    _programs: Vec<ProgramFd>,
+    _descriptors: Vec<ProgramFd>,
     _counting: OwnedFd,
 }
 
-/// What they have done so far, by name.
+/// What they have done so far, by name, and what the one that does nothing has.
 #[derive(Debug, Clone)]
-pub(crate) struct Runs(pub(crate) BTreeMap<&'static str, Run>);
+pub(crate) struct Runs {
+    pub(crate) programs: BTreeMap<&'static str, Run>,
+    pub(crate) nothing: Run,
+}
 
 /// What one of them has done.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -33,8 +39,8 @@ pub(crate) struct Run {
 }
 
 impl Programs {
-    /// Those that are pinned in the directory.
-    pub(crate) fn pinned(directory: &Path) -> Result<Self> {
+    /// Those that are pinned in the directory, counted beside one that does nothing below the cgroup.
+    pub(crate) fn pinned(directory: &Path, cgroup: &Path) -> Result<Self> {
         let counting = enable_stats(Stats::RunTime).context("having BPF programs' runs counted needs CAP_SYS_ADMIN")?;
         let mut ids = BTreeMap::new();
         for name in PROGRAMS {
@@ -53,9 +59,13 @@ impl Programs {
             }
         }
         ensure!(programs.len() == ids.len(), "a program that is linked is loaded");
+        let nothing = Nothing::attach(cgroup)?;
+        let (id, descriptor) = nothing.program()?;
+        programs.push(descriptor);
         Ok(Self {
             ids,
-            _programs: programs,
+            nothing: (id, nothing),
+            _descriptors: programs,
             _counting: counting,
         })
     }
@@ -63,35 +73,74 @@ impl Programs {
     /// What they have done so far.
     pub(crate) fn runs(&self) -> Result<Runs> {
         let mut runs = BTreeMap::new();
+        let mut nothing = None;
         for text in descriptors()? {
             let Some((id, run)) = program(&text) else { continue };
             if let Some(name) = self.ids.get(&id) {
                 runs.insert(*name, run);
             }
+            if id == self.nothing.0 {
+                nothing = Some(run);
+            }
         }
         ensure!(runs.len() == self.ids.len(), "the kernel tells of every program's runs");
-        Ok(Runs(runs))
+        Ok(Runs {
+            programs: runs,
+            nothing: nothing.context("the kernel tells of the program that does nothing")?,
+        })
     }
 }
 
 impl Runs {
     /// What they have done since then.
     pub(crate) fn since(&self, earlier: &Self) -> Self {
-        let since = |(name, run): (&&'static str, &Run)| {
-            let before = earlier.0.get(name).copied().unwrap_or_default();
-            let run = Run {
-                count: run.count.saturating_sub(before.count),
-                time: run.time.saturating_sub(before.time),
-            };
-            (*name, run)
-        };
-        Self(self.0.iter().map(since).collect())
+        let programs = self.programs.iter().map(|(name, run)| {
+            let before = earlier.programs.get(name).copied().unwrap_or_default();
+            (*name, run.since(before))
+        });
+        Self {
+            programs: programs.collect(),
+            nothing: self.nothing.since(earlier.nothing),
+        }
     }
 
-    /// How long all of them ran.
-    pub(crate) fn time(&self) -> Duration {
-        self.0.values().map(|run| run.time).sum()
+    /// What all of them have done.
+    pub(crate) fn total(&self) -> Run {
+        self.programs.values().copied().fold(Run::default(), Run::and)
     }
+}
+
+impl Run {
+    fn since(self, earlier: Self) -> Self {
+        Self {
+            count: self.count.saturating_sub(earlier.count),
+            time: self.time.saturating_sub(earlier.time),
+        }
+    }
+
+    /// Both together.
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self {
+            count: self.count + other.count,
+            time: self.time + other.time,
+        }
+    }
+
+    /// How long one run took, in nanoseconds.
+    pub(crate) fn each(self) -> f64 {
+        self.nanoseconds() / float(self.count.max(1))
+    }
+
+    /// How long all runs took, in nanoseconds.
+    pub(crate) fn nanoseconds(self) -> f64 {
+        self.time.as_secs_f64() * 1e9
+    }
+}
+
+/// A count to reckon with.
+#[expect(clippy::cast_precision_loss, reason = "nobody counts so far")]
+pub(crate) fn float(count: u64) -> f64 {
+    count as f64
 }
 
 /// The program of the one link that is open here.
@@ -149,14 +198,28 @@ mod tests {
         assert_eq!(field("pos:\t0\n", "link_id"), None);
     }
 
+    fn run(count: u64, nanoseconds: u64) -> Run {
+        Run {
+            count,
+            time: Duration::from_nanos(nanoseconds),
+        }
+    }
+
     #[test]
     fn what_was_done_since_is_the_difference() {
-        let runs = |count, nanoseconds| {
-            let time = Duration::from_nanos(nanoseconds);
-            Runs([("connect4", Run { count, time })].into())
+        let runs = |one, nothing| Runs {
+            programs: [("connect4", one), ("connect6", run(7, 70))].into(),
+            nothing,
         };
-        let since = runs(15, 400).since(&runs(10, 100));
-        assert_eq!(since.0["connect4"].count, 5);
-        assert_eq!(since.time(), Duration::from_nanos(300));
+        let since = runs(run(15, 400), run(4, 40)).since(&runs(run(10, 100), run(1, 10)));
+        assert_eq!(since.programs["connect4"], run(5, 300));
+        assert_eq!(since.nothing, run(3, 30));
+        assert_eq!(since.total(), run(5, 300));
+    }
+
+    #[test]
+    fn a_run_is_the_mean_of_all() {
+        assert!((run(10, 1000).each() - 100.0).abs() < 1e-9);
+        assert!(Run::default().each().abs() < 1e-9);
     }
 }

@@ -42,7 +42,7 @@ impl Events {
     }
 
     /// Those that are sent from now on.
-    pub(crate) fn from_now(&self) -> watch::Receiver<Event> {
+    pub(crate) fn follow(&self) -> watch::Receiver<Event> {
         self.0.subscribe()
     }
 }

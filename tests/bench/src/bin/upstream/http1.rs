@@ -188,7 +188,7 @@ async fn list(stream: &mut TlsStream<TcpStream>, bytes: u64, chunked: bool) -> i
 }
 
 async fn watch(mut stream: TlsStream<TcpStream>, shared: &Shared) -> Result<()> {
-    let mut events = shared.events.from_now();
+    let mut events = shared.events.follow();
     let _open = Open::count(&shared.counts.watches);
     let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
     stream.write_all(head.as_bytes()).await?;

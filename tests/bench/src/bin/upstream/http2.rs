@@ -130,7 +130,7 @@ async fn list(mut stream: SendStream<Bytes>, bytes: u64) -> Result<()> {
 }
 
 async fn watch(mut stream: SendStream<Bytes>, shared: &Shared) -> Result<()> {
-    let mut events = shared.events.from_now();
+    let mut events = shared.events.follow();
     let _open = Open::count(&shared.counts.watches);
     loop {
         tokio::select! {
