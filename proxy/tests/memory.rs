@@ -2,6 +2,12 @@
 //!
 //! What allocates in C isn't counted: the keys of a TLS connection, some hundred bytes of each.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that can't go on has failed"
+)]
+
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     cell::Cell,
