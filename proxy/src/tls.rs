@@ -57,6 +57,7 @@ thread_local! {
 }
 
 /// A connection that speaks TLS, seen from the inside.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact by itself")]
 pub struct TlsStream<S> {
     io: TcpStream,
     tls: S,

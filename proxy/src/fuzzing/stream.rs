@@ -74,6 +74,7 @@ impl Handed {
     }
 }
 
+#[derive(Clone, Copy)]
 enum Body {
     Sized(u64),
     Chunked,

@@ -137,7 +137,7 @@ where
     let (up, down) = (bytes(3_000_001), bytes(2_000_003));
     let (our_read, our_write) = split(ours);
     let (their_read, their_write) = split(theirs);
-    let (_, _, came_up, came_down) = tokio::join!(
+    let ((), (), came_up, came_down) = tokio::join!(
         send(their_write, up.clone()),
         send(our_write, down.clone()),
         receive(our_read),
@@ -313,12 +313,12 @@ async fn a_handshake_may_come_in_pieces(#[case] version: &'static SupportedProto
         ours.read_exact(&mut word).await.unwrap();
         assert_eq!(&word, b"hello");
     };
-    soon(async {
+    soon(Box::pin(async {
         tokio::select! {
             () = carry => panic!("the connection ended"),
             () = shaken => {}
         }
-    })
+    }))
     .await;
 }
 
@@ -360,7 +360,7 @@ async fn a_request_may_come_with_the_end_of_the_handshake(#[case] version: &'sta
         ours.read_exact(&mut question).await.unwrap();
         assert_eq!(&question, b"question");
     };
-    soon(async { tokio::join!(answers, asks) }).await;
+    soon(Box::pin(async { tokio::join!(answers, asks) })).await;
 }
 
 #[tokio::test]

@@ -137,7 +137,12 @@ mod tests {
     use super::*;
 
     fn node() -> Value {
-        let connect = |who: &str, pods: u32, ns: f64| json!({"who": who, "to": "the API server", "tagged_pods": pods, "ns_per_connect": ns, "least": ns - 5.0, "most": ns + 5.0});
+        let connect = |who: &str, pods: u32, ns: f64| {
+            json!({
+                "who": who, "to": "the API server", "tagged_pods": pods, "ns_per_connect": ns * 5.0,
+                "connect_program_ns": ns, "connect_program_least": ns - 5.0, "connect_program_most": ns + 5.0,
+            })
+        };
         json!({
             "connects": [connect("untagged", 1, 120.0), connect("untagged", 1000, 140.0), connect("tagged", 1, 900.0)],
             "idle": [
