@@ -1,7 +1,5 @@
 //! What every request or every connection passes, each by itself: `cargo bench --package understudy-instructions`.
 
-#![expect(missing_docs, reason = "criterion's macros make functions without")]
-
 #[path = "../src/upstream.rs"]
 mod upstream;
 

@@ -17,7 +17,7 @@ use tokio_rustls::TlsAcceptor;
 pub(crate) const CA: &str = "upstream.crt";
 /// What kube-apiserver allows.
 const STREAMS: u32 = 100;
-/// As long as a small ConfigMap.
+/// As long as a small object is.
 pub(crate) const OBJECT: Bytes = Bytes::from_static(&[b'x'; 1024]);
 
 /// Listens, and leaves its CA in `directory`.
