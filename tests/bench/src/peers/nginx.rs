@@ -65,6 +65,8 @@ http {{
   keepalive_requests 1000000000;
   http2_max_concurrent_streams 250;
   client_max_body_size 0;
+  proxy_headers_hash_max_size 2048;
+  proxy_headers_hash_bucket_size 128;
   map $http_upgrade $connection_upgrade {{ default upgrade; "" ""; }}
   upstream api {{
     server {upstream};
