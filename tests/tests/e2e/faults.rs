@@ -126,7 +126,8 @@ async fn a_full_disk_for_the_audit_log_is_never_silent(#[case] policy: &str) -> 
     let next = curl(&world.pod, PODS, &[]).await?;
     let metrics = world.agent.metrics().await?;
     let dropped = metrics.sum("understudy_audit_events_dropped_total", &[]);
-    let lost = (0..MORE).find(|lost| (f64::from(u32::try_from(*lost).unwrap_or(0)) - dropped).abs() < 0.5);
+    // All beyond the backlog, less what the disk's last room still takes: a line or two, or a batch.
+    let lost = (0..=MORE + 1).find(|lost| (f64::from(u32::try_from(*lost).unwrap_or(0)) - dropped).abs() < 0.5);
     let lost = lost.with_context(|| format!("{dropped} lost"))?;
     assert!(lost > 1, "{codes:?}");
     let expected = if policy == "refuse" {
