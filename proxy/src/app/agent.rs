@@ -250,9 +250,8 @@ async fn audit_log(
 
 fn watch_memory(limits: &Limits, metrics: &Metrics) -> Arc<Pressure> {
     let pressure = Arc::<Pressure>::default();
-    if let Some(limit) = limits.memory_limit {
-        tokio::spawn(Arc::clone(&pressure).watch(limit, memory::resident, metrics.clone()));
-    }
+    let limit = limits.memory_limit;
+    tokio::spawn(Arc::clone(&pressure).watch(limit, memory::resident, memory::give_back, metrics.clone()));
     pressure
 }
 
