@@ -424,7 +424,8 @@ fn versions(peers: &[Peer], executables: &Executables) -> BTreeMap<String, Strin
             let start = peer.version(&executables)?;
             let output = Command::new(&start.program).args(&start.arguments).output().ok()?;
             let text = [output.stdout, output.stderr].concat();
-            let text = String::from_utf8_lossy(&text);
+            // Where it lies on this machine is nobody's business.
+            let text = String::from_utf8_lossy(&text).replace(&*start.program.to_string_lossy(), &peer.to_string());
             let line = text.lines().map(str::trim).find(|line| !line.is_empty())?;
             Some((peer.to_string(), line.to_owned()))
         })
