@@ -1,4 +1,5 @@
-//! The audit log: a line of JSON for each request, to a file or to standard output.
+//! The audit log: an event for each request, as Kubernetes writes them (`audit.k8s.io/v1`), one a line, to a file or to
+//! standard output. [`event`] is what is said, [`text`] how it is written.
 //!
 //! No event is dropped in silence. One task owns the sink and repeats what fails. While too many events wait for it,
 //! requests wait as well, and are refused in the end; or they go on and their events are lost, where the operator would
@@ -8,6 +9,8 @@
 mod event;
 mod gap;
 mod sink;
+mod text;
+mod user;
 
 use std::{
     path::PathBuf,
@@ -29,10 +32,15 @@ use tokio::{
     time::{self, Instant},
 };
 
-pub use self::event::{Event, Ticket, verb};
+pub use self::{
+    event::{Asked, CallerText, Event, Level, Stage, Ticket},
+    text::PodText,
+    user::User,
+};
 use self::{
     gap::Gap,
     sink::{File, Pending, Sink},
+    text::Scribe,
 };
 use crate::{
     admin::{Condition, Readiness},
@@ -190,6 +198,8 @@ impl Audit {
             shared: Arc::clone(&shared),
             metrics: metrics.clone(),
             complained: None,
+            scribe: Scribe::default(),
+            pending: Pending::default(),
             next_gap: Instant::now(),
         };
         tokio::spawn(writer.run(receiver));
@@ -257,7 +267,9 @@ impl Audit {
         self.shared.shown.inc();
         if let Err(unsent) = events.send(event) {
             // The writer ends before its senders only if the runtime does; the event still goes somewhere.
-            let event = serde_json::to_string(&unsent.0).unwrap_or_default();
+            let mut event = Vec::new();
+            Scribe::default().event(&mut event, &unsent.0);
+            let event = String::from_utf8_lossy(&event);
             tracing::error!(%event, "an audit event came after the audit log was closed");
         }
     }
@@ -377,6 +389,9 @@ struct Writer {
     shared: Arc<Shared>,
     metrics: Metrics,
     complained: Option<Instant>,
+    scribe: Scribe,
+    /// What is being written; kept between writes for its room.
+    pending: Pending,
     /// Not before this.
     next_gap: Instant,
 }
@@ -403,9 +418,11 @@ impl Writer {
             if count == 0 {
                 return;
             }
-            let pending = Pending::lines(&batch);
-            batch.clear();
-            if !self.write(pending).await {
+            let lines = self.pending.begin();
+            for event in batch.drain(..) {
+                self.scribe.event(lines, &event);
+            }
+            if !self.write().await {
                 // The events stay in the backlog, for `drain` to tell of them.
                 return;
             }
@@ -423,7 +440,8 @@ impl Writer {
         let Some(gap) = self.shared.losses().gap.clone() else {
             return true;
         };
-        if !self.write(Pending::lines(&[&gap])).await {
+        self.scribe.gap(self.pending.begin(), &gap);
+        if !self.write().await {
             return false;
         }
         if gap.is_told {
@@ -438,10 +456,11 @@ impl Writer {
     }
 
     /// Until it's done. False: there is no thread to write with any more.
-    async fn write(&mut self, mut pending: Pending) -> bool {
+    async fn write(&mut self) -> bool {
         let mut pause = RETRY_FIRST;
         loop {
             let Some(mut sink) = self.sink.take() else { return false };
+            let mut pending = std::mem::take(&mut self.pending);
             let write = move || {
                 let outcome = pending.write_to(sink.as_mut());
                 (sink, pending, outcome)
@@ -450,7 +469,7 @@ impl Writer {
                 return false;
             };
             self.sink = Some(sink);
-            pending = rest;
+            self.pending = rest;
             let Err(error) = outcome else {
                 self.shared.terms.condition.ready();
                 if self.complained.take().is_some() {

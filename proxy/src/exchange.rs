@@ -10,16 +10,17 @@ use std::sync::{
 
 use http::{Request, StatusCode};
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use crate::{
-    audit::{Event, Ticket, verb},
+    audit::{Asked, CallerText, Event, Level, Stage, Ticket, User},
     caller::Caller,
     clock::Clock,
     forward::Origin,
-    identity::ActsAs,
     limits::load::Place,
     metrics::{Completion, Limit, Metrics, OpenStream},
     pod::EnrolledPod,
+    request_info::{Reading, RequestInfo},
     sessions::{live::LiveSession, usage},
     status::Refusal,
 };
@@ -42,14 +43,16 @@ pub struct Opening<'r, B> {
     pub session: Option<&'r LiveSession>,
     /// The request, before anything was taken off it.
     pub request: &'r Request<B>,
+    /// What it asks for.
+    pub reading: Reading,
 }
 
 /// A request's account.
 pub struct Exchange {
-    pod: Arc<EnrolledPod>,
+    asked: Arc<Asked>,
+    reading: Reading,
     metrics: Arc<Metrics>,
     started: Instant,
-    event: Event,
     ticket: Option<Ticket>,
     place: Option<Place>,
     _open: OpenStream,
@@ -62,8 +65,10 @@ pub struct Exchange {
     broken_off: OnceLock<Refusal>,
     upgrade: OnceLock<&'static str>,
     refused: OnceLock<Refusal>,
-    caller: OnceLock<(Option<String>, &'static str)>,
-    acts_as: OnceLock<String>,
+    /// As whom the session has it act, until something else is known.
+    acting: Option<Arc<User>>,
+    caller: OnceLock<(Arc<User>, CallerText)>,
+    acts_as: OnceLock<Arc<User>>,
 }
 
 impl Exchange {
@@ -79,32 +84,17 @@ impl Exchange {
             origin,
             session,
             request,
+            reading,
         } = opening;
-        let wanted = &origin.pod.wanted;
-        let event = Event {
-            time: clock.now(),
-            audit_id: uuid::Uuid::new_v4().to_string(),
-            session: Arc::clone(wanted.session.text()),
-            pod: Arc::clone(&wanted.name),
-            node,
-            auth_method: session.map_or("", |session| session.spec.method.name()),
-            acts_as: session
-                .and_then(|session| session.spec.method.acts_as())
-                .map(ActsAs::shared_name),
-            verb: verb(request.method()),
-            uri: request
-                .uri()
-                .path_and_query()
-                .map_or_else(|| request.uri().to_string(), |target| target.as_str().to_owned()),
-            ..Event::default()
-        };
+        let auth_method = session.map_or("", |session| session.spec.method.name());
         Self {
-            pod: Arc::clone(&origin.pod),
+            asked: Arc::new(Asked::new(origin, node, clock.now(), auth_method, request)),
+            reading,
             _open: metrics.stream(),
             _use: session.map(|session| session.usage.open(&clock)),
             metrics,
             started: Instant::now(),
-            event,
+            acting: session.and_then(|session| session.acting().cloned()),
             ticket: Some(ticket),
             place,
             code: AtomicU16::new(0),
@@ -121,14 +111,20 @@ impl Exchange {
 
     /// The id under which this request is written down, here and in the API server's own audit log.
     #[must_use]
-    pub fn audit_id(&self) -> &str {
-        &self.event.audit_id
+    pub fn audit_id(&self) -> Uuid {
+        self.asked.audit_id
+    }
+
+    /// What it asks for.
+    #[must_use]
+    pub fn reading(&self) -> &Reading {
+        &self.reading
     }
 
     /// The pod that asks.
     #[must_use]
     pub fn pod(&self) -> &EnrolledPod {
-        &self.pod
+        &self.asked.pod
     }
 
     /// Whether it may stay open for long.
@@ -159,12 +155,14 @@ impl Exchange {
 
     /// The caller has proved who it is.
     pub fn proved(&self, caller: &Caller) {
-        let _ = self.caller.set((caller.name().map(str::to_owned), caller.proof.name()));
+        let user = Arc::new(caller.user.as_deref().map_or_else(User::anonymous, User::of));
+        let text = CallerText::new(caller, &user);
+        let _ = self.caller.set((user, text));
     }
 
     /// Whom it acts as, where that isn't for the session to say.
-    pub fn acts_as(&self, name: &str) {
-        let _ = self.acts_as.set(name.to_owned());
+    pub fn acts_as(&self, user: Arc<User>) {
+        let _ = self.acts_as.set(user);
     }
 
     /// It goes on in another protocol.
@@ -193,33 +191,45 @@ impl Exchange {
     }
 }
 
+impl Exchange {
+    /// The head of the answer goes out, of a request that may run long: that it runs is written down already.
+    pub fn started(&self) {
+        if let (true, Some(ticket)) = (self.runs_long(), &self.ticket) {
+            ticket.tell(self.event(Stage::ResponseStarted, self.reading.clone()));
+        }
+    }
+
+    fn event(&self, stage: Stage, reading: Reading) -> Event {
+        let acts_as = self.acts_as.get().or(self.acting.as_ref());
+        Event {
+            asked: Arc::clone(&self.asked),
+            reading,
+            stage,
+            level: Level::Metadata,
+            elapsed: self.started.elapsed(),
+            acts_as: acts_as.map(|user| Arc::clone(user.json())),
+            caller: self.caller.get().map(|(_, text)| text.clone()),
+            code: self.code.load(Ordering::Relaxed),
+            request_bytes: self.request_bytes.load(Ordering::Relaxed),
+            response_bytes: self.response_bytes.load(Ordering::Relaxed),
+            cut_short: self.cut_short.load(Ordering::Relaxed),
+            upgrade: self.upgrade.get().copied(),
+            refused: self.refused.get().copied(),
+        }
+    }
+}
+
 impl Drop for Exchange {
     fn drop(&mut self) {
         let Some(ticket) = self.ticket.take() else { return };
-        let code = self.code.load(Ordering::Relaxed);
-        let refused = self.refused.get().copied();
-        let duration = self.started.elapsed();
+        let reading = std::mem::replace(&mut self.reading, Ok(RequestInfo::NonResource));
+        let event = self.event(Stage::ResponseComplete, reading);
         self.metrics.completed(&Completion {
-            method: &self.event.verb,
-            code,
-            refused,
-            duration,
+            method: &self.asked.method,
+            code: event.code,
+            refused: event.refused,
+            duration: event.elapsed,
         });
-        let mut event = std::mem::take(&mut self.event);
-        event.code = code;
-        event.request_bytes = self.request_bytes.load(Ordering::Relaxed);
-        event.response_bytes = self.response_bytes.load(Ordering::Relaxed);
-        event.duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        event.cut_short = self.cut_short.load(Ordering::Relaxed);
-        event.upgrade = self.upgrade.get().copied();
-        event.refused = refused.map(Refusal::as_str);
-        if let Some((name, proof)) = self.caller.take() {
-            event.caller = name;
-            event.proof = Some(proof);
-        }
-        if let Some(name) = self.acts_as.take() {
-            event.acts_as = Some(name.into());
-        }
         ticket.finish(event);
     }
 }

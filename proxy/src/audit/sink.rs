@@ -10,7 +10,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::Serialize;
+/// As much is kept for the next lines.
+const ROOM: usize = 512 * 1024;
 
 /// Something that bytes can be appended to.
 pub(super) trait Sink: Send + 'static {
@@ -23,23 +24,19 @@ pub(super) trait Sink: Send + 'static {
 }
 
 /// Lines that are being written, across failures.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Pending {
     bytes: Vec<u8>,
     written: usize,
 }
 
 impl Pending {
-    pub(super) fn lines(events: &[impl Serialize]) -> Self {
-        let mut bytes = Vec::with_capacity(events.len() * 512);
-        for event in events {
-            // Strings and numbers always serialize, and a vector takes all; the line stays whole either way.
-            if let Err(error) = serde_json::to_writer(&mut bytes, event) {
-                tracing::error!(%error, "an audit event cannot be written as JSON");
-            }
-            bytes.push(b'\n');
-        }
-        Self { bytes, written: 0 }
+    /// For lines to be put in, in place of those that are written.
+    pub(super) fn begin(&mut self) -> &mut Vec<u8> {
+        self.written = 0;
+        self.bytes.clear();
+        self.bytes.shrink_to(ROOM);
+        &mut self.bytes
     }
 
     #[cfg(test)]

@@ -7,11 +7,20 @@ use std::{
     sync::{Mutex, mpsc as blocking},
 };
 
+use http::Request;
+use jiff::Timestamp;
 use rstest::rstest;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::*;
+use crate::{
+    forward::Origin,
+    identity::ActsAs,
+    pod::{ClientAddr, EnrolledPod, OriginalDst},
+    request_info::RequestInfo,
+    status::Refusal,
+};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -77,11 +86,55 @@ async fn log(audit: &Audit, uri: &str) {
     audit.admit().await.unwrap().finish(to(uri));
 }
 
-fn to(uri: &str) -> Event {
-    Event {
+/// Of a pod in session support/alice.
+fn asked(uri: &str) -> Asked {
+    let mut pod = EnrolledPod::outside("support/alice".parse().unwrap());
+    pod.wanted.name = Arc::from("support/shell-0");
+    pod.wanted.uid = Some(Arc::from("0b7c"));
+    pod.wanted.service_account = Some(Arc::from("runner"));
+    Asked {
+        audit_id: "d9f2c3a4-0000-4000-8000-0123456789ab".parse().unwrap(),
+        received: "2026-06-01T12:00:00.25Z".parse().unwrap(),
+        pod: Arc::new(pod),
+        node: Arc::from("node-1"),
+        auth_method: "",
+        method: "GET".into(),
         uri: uri.to_owned(),
-        ..Event::default()
+        uri_truncated: false,
+        source: None,
+        user_agent: None,
     }
+}
+
+fn event(asked: Asked) -> Event {
+    let target = asked.uri.parse();
+    Event {
+        reading: target.map_or(Ok(RequestInfo::NonResource), |target| {
+            RequestInfo::parse(&asked.method.parse().unwrap(), &target)
+        }),
+        asked: Arc::new(asked),
+        stage: Stage::ResponseComplete,
+        level: Level::Metadata,
+        elapsed: Duration::ZERO,
+        acts_as: None,
+        caller: None,
+        code: 0,
+        request_bytes: 0,
+        response_bytes: 0,
+        cut_short: false,
+        upgrade: None,
+        refused: None,
+    }
+}
+
+fn to(uri: &str) -> Event {
+    event(asked(uri))
+}
+
+fn line(event: &Event) -> String {
+    let mut out = Vec::new();
+    Scribe::default().event(&mut out, event);
+    String::from_utf8(out).unwrap()
 }
 
 async fn written(audit: &Audit) {
@@ -93,7 +146,7 @@ fn uris(lines: impl AsRef<[u8]>) -> Vec<String> {
     lines
         .lines()
         .map(|line| {
-            serde_json::from_str::<Value>(line).unwrap()["uri"]
+            serde_json::from_str::<Value>(line).unwrap()["requestURI"]
                 .as_str()
                 .unwrap()
                 .to_owned()
@@ -106,80 +159,166 @@ async fn an_event_says_who_did_what_as_whom() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("audit.log");
     let audit = to_file(&path).await;
+    let viewer = User::impersonated(&ActsAs::service_account("prod", "viewer").unwrap(), None);
     let event = Event {
-        time: "2026-06-01T12:00:00Z".parse().unwrap(),
-        audit_id: "d9f2".to_owned(),
-        session: "support/alice".into(),
-        pod: "shell-0".into(),
-        node: "node-1".into(),
-        auth_method: "gateway-kubernetes-auth",
-        acts_as: Some("system:serviceaccount:prod:viewer".into()),
-        verb: "POST".into(),
-        uri: "/api/v1/pods?watch=1".to_owned(),
+        acts_as: Some(Arc::clone(viewer.json())),
         code: 101,
         request_bytes: 3,
         response_bytes: 42,
-        duration_ms: 1500,
+        elapsed: Duration::from_millis(1500),
         cut_short: true,
         upgrade: Some("websocket"),
-        ..Event::default()
+        ..event(Asked {
+            auth_method: "gateway-kubernetes-auth",
+            method: "POST".into(),
+            source: Some("127.0.0.1".parse().unwrap()),
+            user_agent: Some("kubectl/v1.36".into()),
+            ..asked("/apis/apps/v1/namespaces/prod/deployments/web/scale?x=1")
+        })
     };
     audit.admit().await.unwrap().finish(event);
     written(&audit).await;
-    let line: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    let expected = json!({
-        "time": "2026-06-01T12:00:00Z", "auditId": "d9f2", "session": "support/alice", "pod": "shell-0",
-        "node": "node-1", "authMethod": "gateway-kubernetes-auth", "actsAs": "system:serviceaccount:prod:viewer",
-        "verb": "POST", "uri": "/api/v1/pods?watch=1", "code": 101, "requestBytes": 3, "responseBytes": 42,
-        "durationMs": 1500, "cutShort": true, "upgrade": "websocket",
-    });
-    assert_eq!(line, expected);
+    let expected = concat!(
+        r#"{"kind":"Event","apiVersion":"audit.k8s.io/v1","level":"Metadata","#,
+        r#""auditID":"d9f2c3a4-0000-4000-8000-0123456789ab","stage":"ResponseComplete","#,
+        r#""requestURI":"/apis/apps/v1/namespaces/prod/deployments/web/scale?x=1","verb":"create","#,
+        r#""user":{"username":"system:serviceaccount:support:runner","#,
+        r#""groups":["system:serviceaccounts","system:serviceaccounts:support","system:authenticated"],"#,
+        r#""extra":{"authentication.kubernetes.io/pod-name":["shell-0"],"authentication.kubernetes.io/pod-uid":["0b7c"]}},"#,
+        r#""impersonatedUser":{"username":"system:serviceaccount:prod:viewer","#,
+        r#""groups":["system:serviceaccounts","system:serviceaccounts:prod","system:authenticated"]},"#,
+        r#""sourceIPs":["127.0.0.1"],"userAgent":"kubectl/v1.36","#,
+        r#""objectRef":{"resource":"deployments","namespace":"prod","name":"web","apiGroup":"apps","apiVersion":"v1","#,
+        r#""subresource":"scale"},"responseStatus":{"metadata":{},"code":101},"#,
+        r#""requestReceivedTimestamp":"2026-06-01T12:00:00.250000Z","stageTimestamp":"2026-06-01T12:00:01.750000Z","#,
+        r#""annotations":{"understudy.dev/node":"node-1","understudy.dev/pod":"support/shell-0","#,
+        r#""understudy.dev/session":"support/alice","understudy.dev/auth-method":"gateway-kubernetes-auth","#,
+        r#""understudy.dev/http-method":"POST","understudy.dev/upgrade":"websocket","understudy.dev/cut-short":"true","#,
+        r#""understudy.dev/request-bytes":"3","understudy.dev/response-bytes":"42"}}"#,
+        "\n",
+    );
+    assert_eq!(fs::read_to_string(&path).unwrap(), expected);
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
 }
 
 #[rstest]
-#[case::refused(Event { refused: Some("impersonation"), code: 403, ..to("/") }, json!({"refused": "impersonation", "code": 403}))]
-#[case::abandoned(to("/"), json!({}))]
-#[case::hostile(to("/\n\"\u{1b}é"), json!({}))]
-#[tokio::test]
-async fn an_event_is_one_line(#[case] event: Event, #[case] beside: Value) {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("audit.log");
-    let audit = to_file(&path).await;
-    audit.admit().await.unwrap().finish(event.clone());
-    written(&audit).await;
-    let text = fs::read_to_string(&path).unwrap();
-    assert_eq!(text.lines().count(), 1);
+#[case::refused(
+    Event { refused: Some(Refusal::Impersonation), code: 403, ..to("/") },
+    json!({"responseStatus": {"metadata": {}, "status": "Failure", "reason": "Forbidden", "code": 403,
+        "message": Refusal::Impersonation.message()}, "annotations": {"refused": "impersonation"}})
+)]
+#[case::abandoned(to("/"), json!({"annotations": {}}))]
+#[case::hostile(to("/\n\"\u{1b}é"), json!({"annotations": {}}))]
+#[case::doubtful(to("/api/v1//pods"), json!({"annotations": {"doubt": "an empty segment"}}))]
+#[case::cluster_wide(
+    to("/api/v1/nodes?watch=1"),
+    json!({"verb": "watch", "objectRef": {"resource": "nodes", "apiVersion": "v1"}, "annotations": {}})
+)]
+#[case::a_named_list(
+    to("/api/v1/namespaces/a/pods?fieldSelector=metadata.name%3Dweb"),
+    json!({"verb": "list", "objectRef": {"resource": "pods", "namespace": "a", "name": "web", "apiVersion": "v1"},
+        "annotations": {}})
+)]
+#[case::no_resource(event(Asked { method: "BREW".into(), ..asked("/healthz") }), json!({"verb": "brew", "annotations": {}}))]
+#[case::a_caller(
+    Event { caller: Some(CallerText { json: Arc::clone(User::anonymous().json()), proof: "none" }), ..to("/") },
+    json!({"user": {"username": "system:anonymous", "groups": ["system:unauthenticated"]},
+        "annotations": {"proof": "none"}})
+)]
+fn an_event_is_one_line_and_says_no_more_than_there_is(#[case] event: Event, #[case] beside: Value) {
+    let text = line(&event);
+    assert_eq!((text.lines().count(), text.ends_with('\n')), (1, true));
     let line: Value = serde_json::from_str(&text).unwrap();
-    assert_eq!(line["uri"], event.uri);
-    for key in [
-        "refused",
-        "code",
-        "actsAs",
-        "authMethod",
-        "upgrade",
-        "cutShort",
-        "uriTruncated",
+    assert_eq!(line["requestURI"], event.asked.uri);
+    for name in [
+        "impersonatedUser",
+        "sourceIPs",
+        "userAgent",
+        "objectRef",
+        "responseStatus",
     ] {
-        assert_eq!(line.get(key), beside.get(key), "{key}");
+        assert_eq!(line.get(name), beside.get(name), "{name}");
+    }
+    for name in ["verb", "user"] {
+        assert!(beside[name].is_null() || line[name] == beside[name], "{name}: {line}");
+    }
+    for name in [
+        "auth-method",
+        "proof",
+        "upgrade",
+        "refused",
+        "doubt",
+        "cut-short",
+        "uri-truncated",
+    ] {
+        let value = line["annotations"].get(format!("understudy.dev/{name}"));
+        assert_eq!(value, beside["annotations"].get(name), "{name}");
     }
 }
 
+#[test]
+fn a_request_that_runs_long_is_told_of_when_it_begins() {
+    let begun = line(&Event {
+        stage: Stage::ResponseStarted,
+        ..to("/api/v1/pods?watch=1")
+    });
+    let begun: Value = serde_json::from_str(&begun).unwrap();
+    assert_eq!(begun["stage"], "ResponseStarted");
+    assert_eq!(
+        begun["annotations"].get("understudy.dev/response-bytes"),
+        None,
+        "it isn't known"
+    );
+}
+
 #[rstest]
-#[case("/short".to_owned(), 6, None)]
-#[case(format!("/{}", "x".repeat(10_000)), 4096, Some(&json!(true)))]
-#[case(format!("/{}", "é".repeat(10_000)), 4095, Some(&json!(true)))]
+#[case("/short".to_owned(), "GET", 6, None)]
+#[case(format!("/{}", "x".repeat(10_000)), "GET", 4096, Some("true"))]
+#[case(format!("/{}", "é".repeat(10_000)), "GET", 4095, Some("true"))]
+#[case("/".to_owned(), "A-METHOD-OF-A-LENGTH-THAT-NO-METHOD-HAS", 1, None)]
+fn what_is_long_is_cut(
+    #[case] uri: String,
+    #[case] method: &str,
+    #[case] length: usize,
+    #[case] truncated: Option<&str>,
+) {
+    let request = Request::builder()
+        .uri(uri)
+        .method(method)
+        .header("user-agent", "x".repeat(2000))
+        .body(())
+        .unwrap();
+    let origin = Origin {
+        pod: Arc::clone(&asked("/").pod),
+        original_dst: OriginalDst("10.96.0.1:443".parse().unwrap()),
+        client: ClientAddr("127.0.0.1:4000".parse().unwrap()),
+        certificate: None,
+    };
+    let asked = Asked::new(&origin, Arc::from("node-1"), Timestamp::UNIX_EPOCH, "", &request);
+    let line: Value = serde_json::from_str(&line(&event(asked))).unwrap();
+    let told = line["annotations"]
+        .get("understudy.dev/uri-truncated")
+        .and_then(Value::as_str);
+    assert_eq!((line["requestURI"].as_str().unwrap().len(), told), (length, truncated));
+    assert!(
+        line["annotations"]["understudy.dev/http-method"]
+            .as_str()
+            .unwrap()
+            .len()
+            <= 32
+    );
+    let agent = line["userAgent"].as_str().unwrap();
+    assert_eq!((agent.len(), &agent[1023..]), (1024 + 12, "x...TRUNCATED"));
+}
+
 #[tokio::test]
-async fn a_long_uri_is_cut(#[case] uri: String, #[case] length: usize, #[case] truncated: Option<&Value>) {
+async fn a_long_name_takes_no_more_room_than_it_may() {
     let (audit, orders, kept) = told(&Metrics::default());
     drop(orders);
-    log(&audit, &uri).await;
+    log(&audit, &format!("/api/v1/namespaces/a/pods/{}", "x".repeat(50_000))).await;
     written(&audit).await;
     let line: Value = serde_json::from_slice(&kept.lock().unwrap()).unwrap();
-    assert_eq!(
-        (line["uri"].as_str().unwrap().len(), line.get("uriTruncated")),
-        (length, truncated)
-    );
+    assert_eq!(line["objectRef"]["name"].as_str().unwrap().len(), 1024);
 }
 
 #[tokio::test]
@@ -226,9 +365,17 @@ fn gaps(lines: &[u8]) -> Vec<(u64, bool)> {
         .lines()
         .filter_map(|line| {
             let line: Value = serde_json::from_str(line).unwrap();
-            let time = |name: &str| line["gap"][name].as_str()?.parse::<jiff::Timestamp>().ok();
-            assert!(line["gap"].is_null() || line["node"] == "node-1");
-            Some((line["gap"]["lost"].as_u64()?, time("since")? <= time("until")?))
+            let said = &line["annotations"];
+            let time = |name: &str| {
+                said[format!("understudy.dev/lost-{name}")]
+                    .as_str()?
+                    .parse::<Timestamp>()
+                    .ok()
+            };
+            let lost = said["understudy.dev/lost"].as_str()?.parse().ok()?;
+            assert_eq!((&line["kind"], &line["verb"]), (&json!("Event"), &json!("gap")));
+            assert_eq!(said["understudy.dev/node"], "node-1");
+            Some((lost, time("since")? <= time("until")?))
         })
         .collect()
 }

@@ -35,6 +35,7 @@ pub(super) struct PodManifest {
     pub(super) name: Option<String>,
     pub(super) cgroup: PathBuf,
     pub(super) uid: Option<String>,
+    pub(super) service_account_name: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -446,10 +446,12 @@ fn enrolled(name: &str, session: &str, cgroup: u64) -> Arc<EnrolledPod> {
             name: Arc::from(name),
             session: session.parse().unwrap(),
             uid: Some(format!("pod-{cgroup}").into()),
+            service_account: Some(Arc::from("runner")),
         },
         cgroup_id: CgroupId(cgroup),
         gone: CancellationToken::new(),
         load: Load::default(),
+        in_audit: understudy::audit::PodText::default(),
     })
 }
 

@@ -173,10 +173,12 @@ fn pod() -> Result<EnrolledPod> {
             name: Arc::from("support/shell-0"),
             session: SESSION.parse()?,
             uid: None,
+            service_account: None,
         },
         cgroup_id: CgroupId(1),
         gone: CancellationToken::new(),
         load: Load::default(),
+        in_audit: understudy::audit::PodText::default(),
     })
 }
 
