@@ -1,5 +1,6 @@
 //! The audit log: an event for each request, as Kubernetes writes them (`audit.k8s.io/v1`), one a line, to a file or to
-//! standard output. [`event`] is what is said, [`text`] how it is written.
+//! standard output. [`policy`] says how much is written of which request, [`event`] is what is said, [`text`] how it is
+//! written.
 //!
 //! No event is dropped in silence. One task owns the sink and repeats what fails. While too many events wait for it,
 //! requests wait as well, and are refused in the end; or they go on and their events are lost, where the operator would
@@ -8,6 +9,7 @@
 
 mod event;
 mod gap;
+pub mod policy;
 mod sink;
 mod text;
 mod user;
@@ -34,6 +36,7 @@ use tokio::{
 
 pub use self::{
     event::{Asked, CallerText, Event, Level, Stage, Ticket},
+    policy::{Extent, Policy},
     text::PodText,
     user::User,
 };
@@ -80,6 +83,8 @@ pub struct Terms {
     pub patience: Duration,
     /// The node's name, for what the log says of itself.
     pub node: Arc<str>,
+    /// How much is written of which request.
+    pub policy: Policy,
     /// Met while it is written.
     pub condition: Condition,
     /// Dates what the log says of itself.
@@ -151,6 +156,7 @@ struct Shared {
     losses: Mutex<Losses>,
     shown: Gauge,
     dropped: Counter,
+    omitted: Counter,
     /// There is a gap to be written down.
     gapped: Notify,
     /// Something was written, or a ticket went.
@@ -180,6 +186,7 @@ impl Audit {
             failure: AuditFailure::Continue,
             patience: Duration::ZERO,
             node: Arc::from(""),
+            policy: Policy::default(),
             condition: Readiness::default().condition("audit"),
             clock: Clock::system(),
         };
@@ -284,6 +291,7 @@ impl Shared {
             losses: Mutex::default(),
             shown: metrics.audit_backlog().clone(),
             dropped: metrics.audit_events_dropped().clone(),
+            omitted: metrics.audit_events_omitted().clone(),
             gapped: Notify::new(),
             moved: Notify::new(),
             reopen: Notify::new(),

@@ -95,6 +95,10 @@ pub struct AgentOptions {
     /// What becomes of requests while the audit log can't be written.
     #[arg(long, value_enum, default_value_t = AuditFailure::Refuse)]
     pub audit_failure: AuditFailure,
+    /// How much to write down of which request: an audit.k8s.io/v1 Policy, as kube-apiserver takes it. Without it, the
+    /// metadata of every request.
+    #[arg(long, value_name = "PATH")]
+    pub audit_policy: Option<PathBuf>,
     /// This node's name: for the audit log and, without `--sessions`, for finding its pods.
     #[arg(
         long,

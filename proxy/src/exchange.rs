@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::{
-    audit::{Asked, CallerText, Event, Level, Stage, Ticket, User},
+    audit::{Asked, CallerText, Event, Extent, PodText, Stage, Ticket, User, policy::Attributes},
     caller::Caller,
     clock::Clock,
     forward::Origin,
@@ -194,20 +194,41 @@ impl Exchange {
 impl Exchange {
     /// The head of the answer goes out, of a request that may run long: that it runs is written down already.
     pub fn started(&self) {
-        if let (true, Some(ticket)) = (self.runs_long(), &self.ticket) {
-            ticket.tell(self.event(Stage::ResponseStarted, self.reading.clone()));
+        let Some(ticket) = self.ticket.as_ref().filter(|_| self.runs_long()) else {
+            return;
+        };
+        let extent = self.extent(ticket);
+        if !extent.is_silent() && !extent.omit_started {
+            ticket.tell(self.event(Stage::ResponseStarted, extent, self.reading.clone()));
         }
     }
 
-    fn event(&self, stage: Stage, reading: Reading) -> Event {
-        let acts_as = self.acts_as.get().or(self.acting.as_ref());
+    /// How much is written of it, by what is known now.
+    fn extent(&self, ticket: &Ticket) -> Extent {
+        let asker = || PodText::user(&self.asked.pod, &self.asked.node);
+        let caller = self.caller.get().map(|(user, _)| user);
+        ticket.policy().extent(&Attributes {
+            users: [Some(caller.unwrap_or_else(asker)), self.acting_user()].map(|user| user.map(Arc::as_ref)),
+            reading: &self.reading,
+            method: &self.asked.method,
+            uri: &self.asked.uri,
+            is_upgraded: self.upgrade.get().is_some(),
+            is_refused: self.refused.get().is_some(),
+        })
+    }
+
+    fn acting_user(&self) -> Option<&Arc<User>> {
+        self.acts_as.get().or(self.acting.as_ref())
+    }
+
+    fn event(&self, stage: Stage, extent: Extent, reading: Reading) -> Event {
         Event {
             asked: Arc::clone(&self.asked),
             reading,
             stage,
-            level: Level::Metadata,
+            level: extent.level,
             elapsed: self.started.elapsed(),
-            acts_as: acts_as.map(|user| Arc::clone(user.json())),
+            acts_as: self.acting_user().map(|user| Arc::clone(user.json())),
             caller: self.caller.get().map(|(_, text)| text.clone()),
             code: self.code.load(Ordering::Relaxed),
             request_bytes: self.request_bytes.load(Ordering::Relaxed),
@@ -222,14 +243,19 @@ impl Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         let Some(ticket) = self.ticket.take() else { return };
+        let extent = self.extent(&ticket);
         let reading = std::mem::replace(&mut self.reading, Ok(RequestInfo::NonResource));
-        let event = self.event(Stage::ResponseComplete, reading);
+        let event = self.event(Stage::ResponseComplete, extent, reading);
         self.metrics.completed(&Completion {
             method: &self.asked.method,
             code: event.code,
             refused: event.refused,
             duration: event.elapsed,
         });
-        ticket.finish(event);
+        if extent.is_silent() {
+            ticket.omit();
+        } else {
+            ticket.finish(event);
+        }
     }
 }

@@ -41,6 +41,7 @@ pub struct Metrics {
     audit_events: Counter,
     audit_write_failures: Counter,
     audit_events_dropped: Counter,
+    audit_events_omitted: Counter,
     audit_backlog: Gauge,
     watch_errors: Family<WatchLabels, Counter>,
     watch_syncs: Family<WatchLabels, Gauge>,
@@ -104,6 +105,7 @@ impl Metrics {
             audit_events: Counter::default(),
             audit_write_failures: Counter::default(),
             audit_events_dropped: Counter::default(),
+            audit_events_omitted: Counter::default(),
             audit_backlog: Gauge::default(),
             watch_errors: Family::default(),
             watch_syncs: Family::default(),
@@ -173,6 +175,11 @@ impl Metrics {
             "audit_events_dropped",
             "Audit events that were lost while the audit log couldn't be written",
             metrics.audit_events_dropped.clone(),
+        );
+        registry.register(
+            "audit_events_omitted",
+            "Requests that the audit policy has leave no event",
+            metrics.audit_events_omitted.clone(),
         );
         registry.register(
             "audit_backlog",
@@ -302,6 +309,10 @@ impl Metrics {
 
     pub(crate) fn audit_events_dropped(&self) -> &Counter {
         &self.audit_events_dropped
+    }
+
+    pub(crate) fn audit_events_omitted(&self) -> &Counter {
+        &self.audit_events_omitted
     }
 
     pub(crate) fn audit_backlog(&self) -> &Gauge {

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     admin::{Admin, Condition, Readiness},
-    audit::{Audit, Terms},
+    audit::{Audit, Policy, Terms},
     cli::{AgentOptions, ListenOptions},
     clock::Clock,
     cluster::{addresses::Addresses, client::client},
@@ -238,7 +238,12 @@ async fn audit_log(
     clock: &Clock,
     metrics: &Metrics,
 ) -> anyhow::Result<Audit> {
+    let policy = match &options.audit_policy {
+        Some(path) => Policy::load(path).await?,
+        None => Policy::default(),
+    };
     let terms = Terms {
+        policy,
         failure: options.audit_failure,
         patience: options.limits.queue_timeout,
         node: options.node_name.as_str().into(),

@@ -11,7 +11,7 @@ use http::{HeaderMap, Method, Request, header};
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{Audit, text, user::User};
+use super::{Audit, policy::Policy, text, user::User};
 use crate::{
     caller::Caller,
     forward::Origin,
@@ -248,6 +248,18 @@ impl Ticket {
     pub fn finish(mut self, event: Event) {
         self.tell(event);
         self.finished = true;
+    }
+
+    /// The policy has it that there is none.
+    pub fn omit(mut self) {
+        self.audit.shared.omitted.inc();
+        self.finished = true;
+    }
+
+    /// How much is written of which request.
+    #[must_use]
+    pub fn policy(&self) -> &Policy {
+        &self.audit.shared.terms.policy
     }
 }
 

@@ -53,6 +53,7 @@ fn terms(failure: AuditFailure, patience: Duration) -> Terms {
         failure,
         patience,
         node: Arc::from("node-1"),
+        policy: Policy::default(),
         condition: Readiness::default().condition("audit"),
         clock: Clock::system(),
     }

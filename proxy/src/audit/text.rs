@@ -33,6 +33,11 @@ struct Made {
 }
 
 impl PodText {
+    /// The user that the pod is by itself, as far as the agent knows.
+    pub(crate) fn user<'p>(pod: &'p EnrolledPod, node: &str) -> &'p Arc<User> {
+        &Self::of(pod, node).user
+    }
+
     fn of<'p>(pod: &'p EnrolledPod, node: &str) -> &'p Made {
         pod.in_audit.0.get_or_init(|| {
             let wanted = &pod.wanted;

@@ -81,6 +81,7 @@ pub(crate) struct Terms {
     pub(crate) spec: serde_json::Value,
     pub(crate) limits: Limits,
     pub(crate) allow_plain_http: bool,
+    pub(crate) audit_policy: audit::Policy,
 }
 
 impl Default for Terms {
@@ -94,6 +95,7 @@ impl Default for Terms {
             }),
             limits: Limits::default(),
             allow_plain_http: false,
+            audit_policy: audit::Policy::default(),
         }
     }
 }
@@ -254,6 +256,7 @@ impl Stage {
             failure: AuditFailure::Refuse,
             patience: terms.limits.queue_timeout,
             node: Arc::from("node"),
+            policy: terms.audit_policy.clone(),
             condition: Readiness::default().condition("audit"),
             clock: Clock::system(),
         };

@@ -114,6 +114,7 @@ pub(crate) async fn run(directory: &Path, server: &str) -> Result<()> {
         failure: AuditFailure::Refuse,
         patience: limits.queue_timeout,
         node: Arc::from("node"),
+        policy: audit::Policy::default(),
         condition: Readiness::default().condition("audit"),
         clock: Clock::system(),
     };
