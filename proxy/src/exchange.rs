@@ -116,7 +116,6 @@ impl Exchange {
     }
 
     /// What it asks for.
-    #[must_use]
     pub fn reading(&self) -> &Reading {
         &self.reading
     }

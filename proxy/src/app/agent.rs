@@ -27,8 +27,11 @@ use super::{
 };
 use crate::{
     admin::{Admin, Condition, Readiness},
-    audit::{Audit, Policy, Terms},
-    cli::{AgentOptions, ListenOptions},
+    audit::{
+        Audit, Destination, Policy, Sinks, Terms,
+        webhook::{Endpoint, Webhook},
+    },
+    cli::{AgentOptions, AuditOptions, ListenOptions},
     clock::Clock,
     cluster::{addresses::Addresses, client::client},
     credentials::TokenFile,
@@ -60,6 +63,7 @@ use crate::{
 
 /// Connections accepted and not yet served. Small: all that is left to do for one is to spawn its task.
 const INBOUND_BACKLOG: usize = 128;
+const MIB: u64 = 1024 * 1024;
 /// How long the last audit events may take to be written.
 const AUDIT_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -103,7 +107,7 @@ impl Agent {
         let certificate_ready = readiness.condition("certificate");
         let certificate = serving_certificate(&options, around, &clock, &metrics, certificate_ready).await?;
         let outside = listen_outside(&options.listen)?;
-        let audit = audit_log(&options, readiness.condition("audit"), &clock, &metrics).await?;
+        let audit = audit_log(&options, &readiness, &clock, &metrics).await?;
 
         let outfit = cluster.outfit(&options, &dials, &clock, &metrics);
         let (mut store, lookup, wanted) = Store::new(outfit, clock.clone());
@@ -234,23 +238,45 @@ impl Agent {
 
 async fn audit_log(
     options: &AgentOptions,
-    condition: Condition,
+    readiness: &Readiness,
     clock: &Clock,
     metrics: &Metrics,
 ) -> anyhow::Result<Audit> {
-    let policy = match &options.audit_policy {
+    let AuditOptions {
+        audit_log,
+        audit_policy,
+        audit_webhook_config,
+        ..
+    } = &options.audit;
+    let policy = match audit_policy {
         Some(path) => Policy::load(path).await?,
         None => Policy::default(),
     };
+    let log = (audit_log.as_os_str() != "none").then(|| Destination::new(audit_log.clone(), options.audit.rotation()));
+    let webhook = match audit_webhook_config {
+        Some(path) => Some(Webhook {
+            endpoint: Endpoint::load(path).await?,
+            queue: options.audit.audit_webhook_queue.clone(),
+            queue_size: options.audit.audit_webhook_queue_size.saturating_mul(MIB),
+        }),
+        None => None,
+    };
+    anyhow::ensure!(
+        log.is_some() || webhook.is_some(),
+        "--audit-log none leaves the audit log nowhere to go: give --audit-webhook-config as well"
+    );
     let terms = Terms {
-        policy,
-        failure: options.audit_failure,
+        failure: options.audit.audit_failure,
         patience: options.limits.queue_timeout,
         node: options.node_name.as_str().into(),
-        condition,
+        policy,
         clock: clock.clone(),
     };
-    Ok(Audit::start(options.audit_log.to_string_lossy().parse()?, terms, metrics).await?)
+    let sinks = Sinks {
+        log: log.map(|destination| (destination, readiness.condition("audit"))),
+        webhook: webhook.map(|webhook| (webhook, readiness.condition("audit-webhook"))),
+    };
+    Ok(Audit::start(sinks, terms, metrics).await?)
 }
 
 fn watch_memory(limits: &Limits, metrics: &Metrics) -> Arc<Pressure> {

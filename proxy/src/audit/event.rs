@@ -252,7 +252,7 @@ impl Ticket {
 
     /// The policy has it that there is none.
     pub fn omit(mut self) {
-        self.audit.shared.omitted.inc();
+        self.audit.shared.metrics.audit_omitted();
         self.finished = true;
     }
 

@@ -13,10 +13,12 @@ use rstest::rstest;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::*;
+use super::{sink::Pending, *};
 use crate::{
+    admin::Readiness,
     forward::Origin,
     identity::ActsAs,
+    metrics::SinkMetrics,
     pod::{ClientAddr, EnrolledPod, OriginalDst},
     request_info::RequestInfo,
     status::Refusal,
@@ -54,33 +56,49 @@ fn terms(failure: AuditFailure, patience: Duration) -> Terms {
         patience,
         node: Arc::from("node-1"),
         policy: Policy::default(),
-        condition: Readiness::default().condition("audit"),
         clock: Clock::system(),
     }
 }
 
 fn told(metrics: &Metrics) -> (Audit, Orders, Arc<Mutex<Vec<u8>>>) {
-    told_by(metrics, terms(AuditFailure::Refuse, SOON))
+    told_by(metrics, terms(AuditFailure::Block, SOON))
 }
 
 fn told_by(metrics: &Metrics, terms: Terms) -> (Audit, Orders, Arc<Mutex<Vec<u8>>>) {
+    told_beside(metrics, terms, &Readiness::default())
+}
+
+fn told_beside(metrics: &Metrics, terms: Terms, readiness: &Readiness) -> (Audit, Orders, Arc<Mutex<Vec<u8>>>) {
+    let (sink, orders, kept) = told_sink();
+    let lane = lane(AuditSink::Log, readiness.condition("audit"), metrics);
+    (Audit::with_sinks(vec![(sink, lane)], terms, metrics), orders, kept)
+}
+
+fn told_sink() -> (Box<dyn Sink>, Orders, Arc<Mutex<Vec<u8>>>) {
     let (orders, receiver) = blocking::channel();
     let kept = Arc::new(Mutex::new(Vec::new()));
     let sink = Told {
         orders: receiver,
         kept: Arc::clone(&kept),
     };
-    (Audit::with_sink(Box::new(sink), terms, metrics), orders, kept)
+    (Box::new(sink), orders, kept)
+}
+
+fn figures(metrics: &Metrics) -> SinkMetrics {
+    metrics.audit(AuditSink::Log)
 }
 
 async fn to_file(path: &Path) -> Audit {
-    Audit::start(
-        Destination::File(path.into()),
-        terms(AuditFailure::Refuse, SOON),
-        &Metrics::default(),
-    )
-    .await
-    .unwrap()
+    try_file(path).await.unwrap()
+}
+
+async fn try_file(path: &Path) -> Result<Audit, AuditError> {
+    let destination = Destination::new(path.into(), Rotation::default());
+    let sinks = Sinks {
+        log: Some((destination, Readiness::default().condition("audit"))),
+        webhook: None,
+    };
+    Audit::start(sinks, terms(AuditFailure::Block, SOON), &Metrics::default()).await
 }
 
 async fn log(audit: &Audit, uri: &str) {
@@ -354,7 +372,7 @@ async fn a_stalled_sink_holds_new_requests_and_loses_nothing() {
     assert_eq!(uris.len(), BACKLOG + 2);
     assert_eq!(uris.last().unwrap(), "/waited");
     assert_eq!(
-        (metrics.audit_backlog().get(), metrics.audit_events().get()),
+        (figures(&metrics).backlog.get(), figures(&metrics).events.get()),
         (0, BACKLOG as u64 + 2)
     );
 }
@@ -384,7 +402,7 @@ fn gaps(lines: &[u8]) -> Vec<(u64, bool)> {
 #[tokio::test]
 async fn while_the_log_is_stuck_requests_are_refused_after_their_wait_and_that_is_written_down() {
     let metrics = Metrics::default();
-    let terms = terms(AuditFailure::Refuse, Duration::from_millis(100));
+    let terms = terms(AuditFailure::Block, Duration::from_millis(100));
     let (audit, orders, kept) = told_by(&metrics, terms);
     for n in 0..BACKLOG {
         log(&audit, &format!("/{n}")).await;
@@ -394,7 +412,7 @@ async fn while_the_log_is_stuck_requests_are_refused_after_their_wait_and_that_i
     assert!(began.elapsed() >= Duration::from_millis(100), "it waited");
     assert_eq!(audit.admit_at_once().unwrap_err(), NoRoom);
     assert_eq!(
-        (metrics.audit_events_dropped().get(), metrics.audit_backlog().get()),
+        (figures(&metrics).dropped.get(), figures(&metrics).backlog.get()),
         (2, i64::try_from(BACKLOG).unwrap())
     );
     drop(orders);
@@ -410,16 +428,12 @@ async fn while_the_log_is_stuck_requests_are_refused_after_their_wait_and_that_i
 async fn where_the_operator_says_so_requests_go_on_and_the_gap_is_written_down() {
     let metrics = Metrics::default();
     let readiness = Readiness::default();
-    let terms = Terms {
-        condition: readiness.condition("audit"),
-        ..terms(AuditFailure::Continue, SOON)
-    };
-    let (audit, orders, kept) = told_by(&metrics, terms);
+    let (audit, orders, kept) = told_beside(&metrics, terms(AuditFailure::Drop, SOON), &readiness);
     assert!(readiness.is_ready());
     for n in 0..BACKLOG + 10 {
         log(&audit, &format!("/{n}")).await;
     }
-    assert_eq!(metrics.audit_events_dropped().get(), 10);
+    assert_eq!(figures(&metrics).dropped.get(), 10);
     assert!(
         readiness
             .report()
@@ -457,7 +471,7 @@ async fn a_failing_sink_is_tried_again_from_where_it_stopped() {
     log(&audit, "/b").await;
     written(&audit).await;
     assert_eq!(uris(&*kept.lock().unwrap()), ["/a", "/b"]);
-    assert_eq!(metrics.audit_write_failures().get(), 3);
+    assert_eq!(figures(&metrics).write_failures.get(), 3);
 }
 
 #[rstest]
@@ -531,19 +545,70 @@ fn half_a_line_is_written_whole_in_a_new_file() {
 async fn says_where_it_cannot_write() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("none/audit.log");
-    let started = Audit::start(
-        Destination::File(path.clone()),
-        terms(AuditFailure::Refuse, SOON),
-        &Metrics::default(),
-    )
-    .await;
+    let started = try_file(&path).await;
     let error = started.unwrap_err().to_string();
     assert!(error.contains(path.to_str().unwrap()), "{error}");
 }
 
+#[test]
+fn destinations() {
+    let rotation = Rotation {
+        max_size: 1,
+        ..Rotation::default()
+    };
+    assert_eq!(Destination::new("-".into(), rotation), Destination::Stdout);
+    let file = Destination::new("/var/log/audit.log".into(), rotation);
+    assert_eq!(file, Destination::File("/var/log/audit.log".into(), rotation));
+}
+
 #[rstest]
-#[case("-", Destination::Stdout)]
-#[case("/var/log/audit.log", Destination::File("/var/log/audit.log".into()))]
-fn destinations(#[case] text: &str, #[case] destination: Destination) {
-    assert_eq!(text.parse(), Ok(destination));
+#[case::block(AuditFailure::Block, 0)]
+#[case::drop(AuditFailure::Drop, 10)]
+#[tokio::test]
+async fn sinks_fail_apart(#[case] failure: AuditFailure, #[case] lost: usize) {
+    let (metrics, readiness) = (Metrics::default(), Readiness::default());
+    let ((good, good_orders, good_kept), (bad, bad_orders, bad_kept)) = (told_sink(), told_sink());
+    drop(good_orders);
+    let sinks = vec![
+        (good, lane(AuditSink::Log, readiness.condition("audit"), &metrics)),
+        (
+            bad,
+            lane(AuditSink::Webhook, readiness.condition("audit-webhook"), &metrics),
+        ),
+    ];
+    let terms = terms(failure, Duration::from_millis(50));
+    let audit = Audit::with_sinks(sinks, terms, &metrics);
+    for n in 0..BACKLOG {
+        log(&audit, &format!("/{n}")).await;
+    }
+    let good_has = async |events: usize| {
+        let has = async {
+            while figures(&metrics).events.get() < events as u64 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(SOON, has).await.unwrap();
+    };
+    good_has(BACKLOG).await;
+    // The other is full.
+    for n in 0..10 {
+        match (failure, audit.admit().await) {
+            (AuditFailure::Block, Err(NoRoom)) => {}
+            (AuditFailure::Drop, Ok(ticket)) => ticket.finish(to(&format!("/more/{n}"))),
+            (_, admitted) => panic!("{admitted:?}"),
+        }
+    }
+    good_has(BACKLOG + lost).await;
+    let report = readiness.report().to_string();
+    assert!(
+        report.contains("[+]audit ok") && report.contains("[-]audit-webhook"),
+        "{report}"
+    );
+    let webhook = metrics.audit(AuditSink::Webhook);
+    assert_eq!((figures(&metrics).dropped.get(), webhook.dropped.get()), (0, 10));
+    assert_eq!(uris(&*good_kept.lock().unwrap()).len(), BACKLOG + lost);
+    drop(bad_orders);
+    written(&audit).await;
+    assert_eq!(gaps(&bad_kept.lock().unwrap()), [(10, true)]);
+    assert!(gaps(&good_kept.lock().unwrap()).is_empty());
 }

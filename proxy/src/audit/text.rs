@@ -262,7 +262,8 @@ impl Dates {
         if self.second != Some(second) {
             self.second = Some(second);
             let whole = Timestamp::from_second(second).unwrap_or(Timestamp::MIN);
-            self.text = whole.to_string().trim_end_matches('Z').to_owned();
+            self.text.clear();
+            self.text.push_str(whole.to_string().trim_end_matches('Z'));
         }
         out.push(b'"');
         out.extend_from_slice(self.text.as_bytes());

@@ -32,7 +32,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use understudy::{
     admin::Readiness,
-    audit::{self, Audit, AuditFailure, Destination},
+    audit::{self, Audit, AuditFailure, Destination, Sinks},
     caller::{
         Prover,
         authorities::{self, Authorities},
@@ -251,16 +251,19 @@ impl Stage {
             client_roots.add(certificate).unwrap();
         }
         let drain = CancellationToken::new();
-        let log = Destination::File(directory.path().join("audit.log"));
+        let log = Destination::new(directory.path().join("audit.log"), audit::Rotation::default());
+        let sinks = Sinks {
+            log: Some((log, Readiness::default().condition("audit"))),
+            webhook: None,
+        };
         let kept = audit::Terms {
-            failure: AuditFailure::Refuse,
+            failure: AuditFailure::Block,
             patience: terms.limits.queue_timeout,
             node: Arc::from("node"),
             policy: terms.audit_policy.clone(),
-            condition: Readiness::default().condition("audit"),
             clock: Clock::system(),
         };
-        let audit = Audit::start(log, kept, &metrics).await.unwrap();
+        let audit = Audit::start(sinks, kept, &metrics).await.unwrap();
         let server = Server {
             forwarder: Arc::new(Forwarder {
                 sessions: sessions.clone(),

@@ -97,8 +97,8 @@ async fn ask_many(pod: &Pod, count: usize) -> Result<BTreeMap<String, usize>> {
 }
 
 #[rstest]
-#[case::refuse("refuse")]
-#[case::goes_on("continue")]
+#[case::block("block")]
+#[case::drop("drop")]
 #[tokio::test]
 async fn a_full_disk_for_the_audit_log_is_never_silent(#[case] policy: &str) -> Result<()> {
     // The page that the log's end is in takes a few yet when the disk is full.
@@ -130,7 +130,7 @@ async fn a_full_disk_for_the_audit_log_is_never_silent(#[case] policy: &str) -> 
     let lost = (0..=MORE + 1).find(|lost| (f64::from(u32::try_from(*lost).unwrap_or(0)) - dropped).abs() < 0.5);
     let lost = lost.with_context(|| format!("{dropped} lost"))?;
     assert!(lost > 1, "{codes:?}");
-    let expected = if policy == "refuse" {
+    let expected = if policy == "block" {
         (BACKLOG + MORE + 1 - lost, lost - 1)
     } else {
         (BACKLOG + MORE, 0)
@@ -157,7 +157,7 @@ async fn a_full_disk_for_the_audit_log_is_never_silent(#[case] policy: &str) -> 
     })
     .await?;
     assert!(!world.agent.readiness().await?.contains("[-]audit"));
-    let becomes = if policy == "refuse" {
+    let becomes = if policy == "block" {
         next.assert_status(503, "ServiceUnavailable");
         format!(
             "{} `Status` ServiceUnavailable after --queue-timeout; nothing upstream",

@@ -3,6 +3,7 @@
 
 mod addresses;
 mod attack;
+mod audited;
 mod away;
 mod caller;
 mod churn;

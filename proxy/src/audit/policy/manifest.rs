@@ -180,7 +180,8 @@ fn check(rule: &RuleManifest, field: &str, faults: &mut Vec<Fault>) {
         }
     }
     check_stages(&rule.omit_stages, &format!("{field}.omitStages"), faults);
-    if !rule.non_resource_urls.is_empty() && !(rule.resources.is_empty() && rule.namespaces.is_empty()) {
+    let is_of_resources = !rule.resources.is_empty() || !rule.namespaces.is_empty();
+    if is_of_resources && !rule.non_resource_urls.is_empty() {
         faults.push(Fault::Both(field.to_owned()));
     }
 }

@@ -410,7 +410,7 @@ fn what_kubernetes_refuses_is_refused_by_name(#[case] rule: &str, #[case] expect
     "omitStages[0] \"x\""
 )]
 #[case("- a\n", "write it as an audit.k8s.io/v1 Policy")]
-#[case("", "write it as an audit.k8s.io/v1 Policy")]
+#[case("", "write apiVersion: audit.k8s.io/v1")]
 fn what_is_no_policy_is_refused(#[case] text: &str, #[case] expected: &str) {
     let error = Policy::parse(text, Path::new("policy.yaml")).unwrap_err().to_string();
     assert!(error.contains(expected), "{error}");

@@ -1,0 +1,157 @@
+//! The queue on disk, against agents that are killed and disks that are full.
+
+use super::*;
+use crate::audit::sink::Pending;
+
+const ROOMY: u64 = 1 << 20;
+
+fn open(directory: &Path, limit: u64) -> Spool {
+    Spool::open(directory, limit, Gauge::default()).unwrap()
+}
+
+fn append(appender: &mut Appender, text: &str) {
+    Pending::of(text.as_bytes()).write_to(appender).unwrap();
+}
+
+fn lines(batch: &Batch) -> Vec<&str> {
+    std::str::from_utf8(&batch.lines).unwrap().lines().collect()
+}
+
+/// Reads all that there is, in batches of `most`.
+fn drain(spool: &Spool, most: usize) -> Vec<String> {
+    let mut read = Vec::new();
+    while let Some(batch) = spool.read(most, 64).unwrap() {
+        assert_eq!(batch.count, lines(&batch).len());
+        assert!(batch.count <= most);
+        read.extend(lines(&batch).into_iter().map(str::to_owned));
+        spool.taken(&batch).unwrap();
+    }
+    read
+}
+
+fn numbered(range: std::ops::Range<u32>) -> Vec<String> {
+    range.map(|n| format!("line {n}")).collect()
+}
+
+#[test]
+fn lines_come_out_in_order_and_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let spool = open(&directory.path().join("queue"), 4096);
+    let mut appender = spool.appender();
+    let mut read = Vec::new();
+    for n in 0..1000 {
+        append(&mut appender, &format!("line {n}\n"));
+        if n % 7 == 0 {
+            read.extend(drain(&spool, 3));
+        }
+    }
+    read.extend(drain(&spool, 100));
+    assert_eq!(read, numbered(0..1000));
+    let left = fs::read_dir(directory.path().join("queue")).unwrap().count();
+    assert!(left <= 2, "what was read is removed: {left}");
+}
+
+#[test]
+fn what_was_not_taken_is_read_again_by_the_next_agent() {
+    let directory = tempfile::tempdir().unwrap();
+    let spool = open(directory.path(), ROOMY);
+    append(&mut spool.appender(), "a\nb\nc\nd\n");
+    let batch = spool.read(2, 64).unwrap().unwrap();
+    assert_eq!(lines(&batch), ["a", "b"]);
+    spool.taken(&batch).unwrap();
+    assert_eq!(lines(&spool.read(1, 64).unwrap().unwrap()), ["c"], "and not taken");
+    drop(spool);
+
+    let next = open(directory.path(), ROOMY);
+    append(&mut next.appender(), "e\n");
+    assert_eq!(drain(&next, 10), ["c", "d", "e"]);
+    drop(next);
+    let last = open(directory.path(), ROOMY);
+    assert_eq!(drain(&last, 10), Vec::<String>::new());
+    append(&mut last.appender(), "f\n");
+    assert_eq!(drain(&last, 10), ["f"]);
+}
+
+#[test]
+fn half_a_line_of_a_killed_agent_is_passed_over() {
+    let directory = tempfile::tempdir().unwrap();
+    let spool = open(directory.path(), ROOMY);
+    append(&mut spool.appender(), "a\nhal");
+    drop(spool);
+    let next = open(directory.path(), ROOMY);
+    assert_eq!(drain(&next, 10), ["a"]);
+    append(&mut next.appender(), "b\n");
+    assert_eq!(drain(&next, 10), ["b"]);
+}
+
+#[test]
+fn half_a_line_that_is_still_being_written_is_waited_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let spool = open(directory.path(), ROOMY);
+    let mut appender = spool.appender();
+    appender.prepare().unwrap();
+    appender.write(b"a\nhal").unwrap();
+    assert_eq!(drain(&spool, 10), ["a"]);
+    appender.write(b"f\n").unwrap();
+    assert_eq!(drain(&spool, 10), ["half"]);
+}
+
+#[test]
+fn a_line_longer_than_a_batch_is_a_batch() {
+    let directory = tempfile::tempdir().unwrap();
+    let spool = open(directory.path(), ROOMY);
+    let long = "x".repeat(10_000);
+    append(&mut spool.appender(), &format!("a\n{long}\nb\n"));
+    assert_eq!(drain(&spool, 1), ["a", long.as_str(), "b"]);
+}
+
+#[test]
+fn a_full_queue_takes_nothing_more_until_it_is_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let spool = open(directory.path(), 1024);
+    let mut appender = spool.appender();
+    let line = format!("{}\n", "x".repeat(99));
+    let mut count = 0;
+    let error = loop {
+        let mut pending = Pending::of(line.as_bytes());
+        match pending.write_to(&mut appender) {
+            Ok(()) => count += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!((count, error.kind()), (10, io::ErrorKind::StorageFull));
+    assert!(error.to_string().contains("--audit-webhook-queue-size"));
+    assert_eq!(spool.left(), 1000);
+    drain(&spool, 4);
+    append(&mut appender, &line);
+    assert_eq!(drain(&spool, 4).len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_waits_for_lines() {
+    let directory = tempfile::tempdir().unwrap();
+    let spool = open(directory.path(), ROOMY);
+    let mut appender = spool.appender();
+    let waiting = tokio::spawn({
+        let spool = spool.clone();
+        async move { spool.readable().await }
+    });
+    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    assert!(!waiting.is_finished());
+    append(&mut appender, "a\n");
+    assert!(waiting.await.unwrap());
+    assert_eq!(drain(&spool, 4), ["a"]);
+    drop(appender);
+    assert_eq!(drain(&spool, 4), Vec::<String>::new());
+    assert!(!spool.readable().await, "nothing comes any more");
+}
+
+#[test]
+fn it_is_for_the_agent_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("a/b");
+    append(&mut open(&path, ROOMY).appender(), "a\n");
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&path), mode(&path_of(&path, 1))), (0o700, 0o600));
+}
