@@ -7,9 +7,11 @@
 //! to it, where the operator would rather have that ([`AuditFailure`]). What was lost is counted, and written when the
 //! sink works again. An event of a request once admitted never waits, so that its end can't stall.
 
+pub mod capture;
 mod event;
 mod gap;
 mod lane;
+pub mod mask;
 pub mod policy;
 mod sink;
 mod spool;
@@ -34,6 +36,7 @@ use tokio::{
 };
 
 pub use self::{
+    capture::{Bodies, BodyTerms, Capture},
     event::{Asked, CallerText, Event, Level, Stage, Ticket},
     policy::{Extent, Policy},
     sink::{Destination, Rotation},
@@ -79,6 +82,8 @@ pub struct Terms {
     pub node: Arc<str>,
     /// How much is written of which request.
     pub policy: Policy,
+    /// How much of bodies is written, at the levels that ask for them.
+    pub bodies: BodyTerms,
     /// Dates what the log says of itself.
     pub clock: Clock,
 }
@@ -154,7 +159,7 @@ impl Audit {
             let (directory, limit) = (webhook.queue.clone(), webhook.queue_size);
             let size = metrics.webhook().queue.clone();
             let name = directory.display().to_string();
-            let spool = open(name, move || Spool::open(&directory, limit, size)).await?;
+            let spool = open(name, move || Spool::begin(&directory, limit, size)).await?;
             opened.push((Box::new(spool.appender()), lane(AuditSink::Webhook, condition, metrics)));
             webhook.start(spool, metrics.webhook().clone());
         }
@@ -169,6 +174,7 @@ impl Audit {
             patience: Duration::ZERO,
             node: Arc::from(""),
             policy: Policy::default(),
+            bodies: BodyTerms::default(),
             clock: Clock::system(),
         };
         Self::with_sinks(Vec::new(), terms, &Metrics::new())
@@ -261,7 +267,7 @@ impl Audit {
             lane.lose(&self.shared);
             return;
         }
-        lane.take();
+        let event = lane.take(event);
         if let Err(unsent) = events.send(event) {
             // The writer ends before its senders only if the runtime does; the event still goes somewhere.
             let mut event = Vec::new();

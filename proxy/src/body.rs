@@ -149,7 +149,7 @@ impl Body for RequestBody {
             // Trailers go no further: the API server reads none, and they could carry a credential (invariant 2).
             if let Ok(data) = frame.into_data() {
                 if let Some(exchange) = &this.exchange {
-                    exchange.count_request_bytes(data.len() as u64);
+                    exchange.request_passes(&data);
                 }
                 return Poll::Ready(Some(Ok(Frame::data(data))));
             }
@@ -233,7 +233,7 @@ impl Body for ResponseBody {
         };
         if let Some(exchange) = &this.exchange {
             match &frame {
-                Some(Ok(frame)) => exchange.count_response_bytes(frame.data_ref().map_or(0, Bytes::len) as u64),
+                Some(Ok(frame)) => exchange.response_passes(frame.data_ref().map_or(&[], |data| data)),
                 Some(Err(_)) => exchange.cut_short(),
                 None => {}
             }

@@ -9,7 +9,7 @@ use std::{
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
-    audit::{AuditFailure, Rotation},
+    audit::{AuditFailure, Rotation, mask::Mask},
     limits::Limits,
     pod::SessionId,
 };
@@ -160,6 +160,13 @@ pub struct AuditOptions {
     /// metadata of every request.
     #[arg(long, value_name = "PATH")]
     pub audit_policy: Option<PathBuf>,
+    /// How much of a body to write down, in bytes, where the policy asks for bodies. Larger ones aren't written.
+    #[arg(long, value_name = "BYTES", default_value_t = 64 * 1024)]
+    pub audit_max_body: usize,
+    /// Mask a field of the bodies that are written, as RESOURCE[.GROUP]:PATH, such as configmaps:data.password. Secrets
+    /// and tokens always are. May be repeated.
+    #[arg(long = "audit-mask", value_name = "FIELD")]
+    pub audit_masks: Vec<Mask>,
     /// Send audit events to a webhook: a file in the form of a kubeconfig, as kube-apiserver takes it.
     #[arg(long, value_name = "PATH")]
     pub audit_webhook_config: Option<PathBuf>,

@@ -8,12 +8,15 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering},
 };
 
-use http::{Request, StatusCode};
+use http::{HeaderMap, Request, StatusCode};
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::{
-    audit::{Asked, CallerText, Event, Extent, PodText, Stage, Ticket, User, policy::Attributes},
+    audit::{
+        Asked, Bodies, CallerText, Capture, Event, Extent, Level, PodText, Stage, Ticket, User, capture::has_objects,
+        policy::Attributes,
+    },
     caller::Caller,
     clock::Clock,
     forward::Origin,
@@ -67,6 +70,9 @@ pub struct Exchange {
     refused: OnceLock<Refusal>,
     /// As whom the session has it act, until something else is known.
     acting: Option<Arc<User>>,
+    /// The bodies as they pass, where they are to be written.
+    request_body: OnceLock<Box<Capture>>,
+    response_body: OnceLock<Box<Capture>>,
     caller: OnceLock<(Arc<User>, CallerText)>,
     acts_as: OnceLock<Arc<User>>,
 }
@@ -104,6 +110,8 @@ impl Exchange {
             broken_off: OnceLock::new(),
             upgrade: OnceLock::new(),
             refused: OnceLock::new(),
+            request_body: OnceLock::new(),
+            response_body: OnceLock::new(),
             caller: OnceLock::new(),
             acts_as: OnceLock::new(),
         }
@@ -140,6 +148,41 @@ impl Exchange {
     /// Bytes of the body, or of an upgraded stream, that came from the upstream.
     pub fn count_response_bytes(&self, bytes: u64) {
         self.response_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Some of the request's body passes.
+    pub fn request_passes(&self, data: &[u8]) {
+        self.count_request_bytes(data.len() as u64);
+        if let Some(body) = self.request_body.get() {
+            body.passes(data);
+        }
+    }
+
+    /// Some of the answer's body passes.
+    pub fn response_passes(&self, data: &[u8]) {
+        self.count_response_bytes(data.len() as u64);
+        if let Some(body) = self.response_body.get() {
+            body.passes(data);
+        }
+    }
+
+    /// The head goes upstream, and it is known who acts: whether the body is to be written can be told.
+    pub fn sent(&self, headers: &HeaderMap) {
+        self.keep(Level::Request, &self.request_body, headers);
+    }
+
+    fn keep(&self, level: Level, body: &OnceLock<Box<Capture>>, headers: &HeaderMap) {
+        let Some(ticket) = &self.ticket else { return };
+        if self.extent(ticket).level >= level && !self.runs_long() && has_objects(&self.reading) {
+            let _ = body.set(Box::new(Capture::of(headers, ticket.body_terms().limit)));
+        }
+    }
+
+    /// The head of the answer is known, and goes on to the client.
+    pub fn passes_on(&self, code: StatusCode, headers: &HeaderMap) {
+        self.answered(code);
+        self.keep(Level::RequestResponse, &self.response_body, headers);
+        self.started();
     }
 
     /// The head of the answer is known.
@@ -192,7 +235,7 @@ impl Exchange {
 
 impl Exchange {
     /// The head of the answer goes out, of a request that may run long: that it runs is written down already.
-    pub fn started(&self) {
+    fn started(&self) {
         let Some(ticket) = self.ticket.as_ref().filter(|_| self.runs_long()) else {
             return;
         };
@@ -235,7 +278,18 @@ impl Exchange {
             cut_short: self.cut_short.load(Ordering::Relaxed),
             upgrade: self.upgrade.get().copied(),
             refused: self.refused.get().copied(),
+            bodies: None,
+            bodies_left_out: false,
         }
+    }
+
+    fn bodies(&self, ticket: &Ticket, extent: Extent) -> Option<Arc<Bodies>> {
+        let (request, response) = (self.request_body.get(), self.response_body.get());
+        if request.is_none() && response.is_none() {
+            return None;
+        }
+        let captures = [request, response].map(|body| body.map(Box::as_ref));
+        Bodies::take(captures, ticket.body_terms(), extent.omit_managed_fields).map(Arc::new)
     }
 }
 
@@ -244,7 +298,8 @@ impl Drop for Exchange {
         let Some(ticket) = self.ticket.take() else { return };
         let extent = self.extent(&ticket);
         let reading = std::mem::replace(&mut self.reading, Ok(RequestInfo::NonResource));
-        let event = self.event(Stage::ResponseComplete, extent, reading);
+        let mut event = self.event(Stage::ResponseComplete, extent, reading);
+        event.bodies = self.bodies(&ticket, extent);
         self.metrics.completed(&Completion {
             method: &self.asked.method,
             code: event.code,

@@ -118,8 +118,7 @@ impl Forwarder {
         };
         match outcome {
             Ok(answer) => {
-                exchange.answered(answer.status());
-                exchange.started();
+                exchange.passes_on(answer.status(), answer.headers());
                 answer.map(|body| body.counted(exchange))
             }
             Err(refusal) => refuse(exchange, refusal, unread),
@@ -218,6 +217,7 @@ impl Forwarder {
         if let Some(upgrade) = &upgrade {
             upgrade.ask(&mut head.headers);
         }
+        exchange.sent(&head.headers);
         let body = RequestBody::new(body, Arc::clone(exchange), &session.ended, Pace::of(&self.limits));
         let request = Request::from_parts(head, body);
 

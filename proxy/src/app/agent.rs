@@ -18,6 +18,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
+    audit::audit_log,
     certificate::{Surroundings, serving_certificate},
     confine::syscalls,
     intercept::{Interception, intercept, retire, succeed},
@@ -27,11 +28,8 @@ use super::{
 };
 use crate::{
     admin::{Admin, Condition, Readiness},
-    audit::{
-        Audit, Destination, Policy, Sinks, Terms,
-        webhook::{Endpoint, Webhook},
-    },
-    cli::{AgentOptions, AuditOptions, ListenOptions},
+    audit::Audit,
+    cli::{AgentOptions, ListenOptions},
     clock::Clock,
     cluster::{addresses::Addresses, client::client},
     credentials::TokenFile,
@@ -63,7 +61,6 @@ use crate::{
 
 /// Connections accepted and not yet served. Small: all that is left to do for one is to spawn its task.
 const INBOUND_BACKLOG: usize = 128;
-const MIB: u64 = 1024 * 1024;
 /// How long the last audit events may take to be written.
 const AUDIT_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -234,49 +231,6 @@ impl Agent {
         }
         self.stop_admin.cancel();
     }
-}
-
-async fn audit_log(
-    options: &AgentOptions,
-    readiness: &Readiness,
-    clock: &Clock,
-    metrics: &Metrics,
-) -> anyhow::Result<Audit> {
-    let AuditOptions {
-        audit_log,
-        audit_policy,
-        audit_webhook_config,
-        ..
-    } = &options.audit;
-    let policy = match audit_policy {
-        Some(path) => Policy::load(path).await?,
-        None => Policy::default(),
-    };
-    let log = (audit_log.as_os_str() != "none").then(|| Destination::new(audit_log.clone(), options.audit.rotation()));
-    let webhook = match audit_webhook_config {
-        Some(path) => Some(Webhook {
-            endpoint: Endpoint::load(path).await?,
-            queue: options.audit.audit_webhook_queue.clone(),
-            queue_size: options.audit.audit_webhook_queue_size.saturating_mul(MIB),
-        }),
-        None => None,
-    };
-    anyhow::ensure!(
-        log.is_some() || webhook.is_some(),
-        "--audit-log none leaves the audit log nowhere to go: give --audit-webhook-config as well"
-    );
-    let terms = Terms {
-        failure: options.audit.audit_failure,
-        patience: options.limits.queue_timeout,
-        node: options.node_name.as_str().into(),
-        policy,
-        clock: clock.clone(),
-    };
-    let sinks = Sinks {
-        log: log.map(|destination| (destination, readiness.condition("audit"))),
-        webhook: webhook.map(|webhook| (webhook, readiness.condition("audit-webhook"))),
-    };
-    Ok(Audit::start(sinks, terms, metrics).await?)
 }
 
 fn watch_memory(limits: &Limits, metrics: &Metrics) -> Arc<Pressure> {

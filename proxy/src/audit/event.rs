@@ -11,7 +11,13 @@ use http::{HeaderMap, Method, Request, header};
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{Audit, policy::Policy, text, user::User};
+use super::{
+    Audit,
+    capture::{Bodies, BodyTerms},
+    policy::Policy,
+    text,
+    user::User,
+};
 use crate::{
     caller::Caller,
     forward::Origin,
@@ -159,6 +165,10 @@ pub struct Event {
     pub upgrade: Option<&'static str>,
     /// Why the agent answered by itself.
     pub refused: Option<Refusal>,
+    /// The bodies, at the levels that ask for them.
+    pub bodies: Option<Arc<Bodies>>,
+    /// They were to be written, and there were too many of them.
+    pub bodies_left_out: bool,
 }
 
 /// Who a caller proved to be.
@@ -190,6 +200,16 @@ impl Event {
     /// When the stage was reached: by the clock that doesn't jump, so that the two times say how long it took.
     pub(super) fn stage_time(&self) -> Timestamp {
         text::after(self.asked.received, self.elapsed)
+    }
+
+    /// How much memory its bodies take, in bytes.
+    pub(super) fn bodies_size(&self) -> usize {
+        self.bodies.as_ref().map_or(0, |bodies| bodies.size())
+    }
+
+    pub(super) fn leave_bodies_out(&mut self) {
+        self.bodies = None;
+        self.bodies_left_out = true;
     }
 
     /// An event waits in memory, and a target may be as long as a head.
@@ -254,6 +274,12 @@ impl Ticket {
     pub fn omit(mut self) {
         self.audit.shared.metrics.audit_omitted();
         self.finished = true;
+    }
+
+    /// How much of bodies is written.
+    #[must_use]
+    pub fn body_terms(&self) -> &BodyTerms {
+        &self.audit.shared.terms.bodies
     }
 
     /// How much is written of which request.

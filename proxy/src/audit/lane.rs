@@ -31,6 +31,8 @@ const BATCH: usize = 256;
 const GATHER: Duration = Duration::from_millis(10);
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LAST: Duration = Duration::from_secs(5);
+/// As many bytes of bodies may wait. Beyond, events go without theirs, and say so.
+const BODIES: usize = 64 * 1024 * 1024;
 const COMPLAIN_EVERY: Duration = Duration::from_secs(30);
 /// A sink that is merely too slow loses events all the time.
 const GAP_EVERY: Duration = Duration::from_secs(1);
@@ -42,6 +44,8 @@ pub(super) struct Lane {
     name: &'static str,
     /// Events that were sent and aren't written yet.
     backlog: AtomicUsize,
+    /// The bytes of their bodies.
+    bodies: AtomicUsize,
     losses: Mutex<Losses>,
     metrics: SinkMetrics,
     /// Met while it is written.
@@ -57,6 +61,7 @@ impl Lane {
         Self {
             name,
             backlog: AtomicUsize::new(0),
+            bodies: AtomicUsize::new(0),
             losses: Mutex::default(),
             metrics,
             condition,
@@ -69,10 +74,16 @@ impl Lane {
         self.backlog() < BACKLOG
     }
 
-    /// An event is on its way.
-    pub(super) fn take(&self) {
+    /// An event is on its way, without its bodies where too much of such waits.
+    pub(super) fn take(&self, mut event: Event) -> Event {
+        let bodies = event.bodies_size();
+        if bodies > 0 && self.bodies.fetch_add(bodies, Ordering::SeqCst) + bodies > BODIES {
+            self.bodies.fetch_sub(bodies, Ordering::SeqCst);
+            event.leave_bodies_out();
+        }
         self.backlog.fetch_add(1, Ordering::SeqCst);
         self.metrics.backlog.inc();
+        event
     }
 
     pub(super) fn reopen(&self) {
@@ -195,9 +206,8 @@ impl Writer {
             if count == 0 {
                 return;
             }
-            let lines = self.pending.begin();
-            for event in batch.drain(..) {
-                self.scribe.event(lines, &event);
+            if !self.scribe(&mut batch).await {
+                return;
             }
             if !self.write().await {
                 // The events stay in the backlog, for `drain` to tell of them.
@@ -208,6 +218,34 @@ impl Writer {
                 time::sleep(GATHER).await;
             }
         }
+    }
+
+    /// Puts events into lines; where there are bodies among them, on a thread that may take its time. False: there is none
+    /// any more.
+    async fn scribe(&mut self, batch: &mut Vec<Event>) -> bool {
+        let bodies: usize = batch.iter().map(Event::bodies_size).sum();
+        let mut scribe = std::mem::take(&mut self.scribe);
+        let mut pending = std::mem::take(&mut self.pending);
+        let mut events = std::mem::take(batch);
+        let put = move || {
+            let lines = pending.begin();
+            for event in events.drain(..) {
+                scribe.event(lines, &event);
+            }
+            (scribe, pending, events)
+        };
+        let done = if bodies == 0 {
+            put()
+        } else {
+            let Ok(done) = task::spawn_blocking(put).await else {
+                return false;
+            };
+            done
+        };
+        (self.scribe, self.pending, *batch) = done;
+        // From here on they are in the lines.
+        self.lane().bodies.fetch_sub(bodies, Ordering::SeqCst);
+        true
     }
 
     fn wrote(&self, events: usize) {

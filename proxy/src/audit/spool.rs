@@ -4,25 +4,32 @@
 //! MiB each are removed when they have been read. What a killed agent left half written is passed over, and a new agent
 //! begins a segment of its own. The position is written after the lines were taken: whoever is killed between the two
 //! sends them again, and nothing is lost. Nothing is fsynced: what the system hasn't written is lost with the node.
+//!
+//! While one agent hands over to another both write. So each has a directory of its own below the queue's, locked for as
+//! long as it runs; what an agent left behind is whosever can lock it.
+
+mod appender;
 
 use std::{
     collections::VecDeque,
     fs,
-    io::{self, Read as _, Seek as _, SeekFrom, Write as _},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    io::{self, Read as _, Seek as _, SeekFrom},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicI64, Ordering},
+    },
 };
 
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::Notify;
 
-use super::sink::Sink;
+pub(super) use self::appender::Appender;
 
-/// A segment is closed when it is as long, in bytes, or an eighth of what the queue may hold.
-const SEGMENT: u64 = 4 * 1024 * 1024;
 const SUFFIX: &str = "events";
 const POSITION: &str = "position";
+const LOCK: &str = "lock";
 
 /// A queue of lines. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -36,7 +43,12 @@ struct Inner {
     state: Mutex<State>,
     /// There is more to read.
     more: Notify,
-    size: Gauge,
+    /// Shows how much is left to be read, in all queues together.
+    left: Gauge,
+    /// What of it is this one's.
+    shown: AtomicI64,
+    /// Held for as long as the queue is.
+    _lock: fs::File,
 }
 
 #[derive(Debug)]
@@ -69,9 +81,75 @@ pub(super) struct Batch {
 }
 
 impl Spool {
-    /// Opens the queue in a directory, made for the agent alone, and finds what is left in it.
-    pub(super) fn open(directory: &Path, limit: u64, size: Gauge) -> io::Result<Self> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    /// Begins a queue of this agent's own below `root`, which is made for the agent alone.
+    pub(super) fn begin(root: &Path, limit: u64, left: Gauge) -> io::Result<Self> {
+        make(root, true)?;
+        let mut number = siblings(root)?.last().map_or(1, |(last, _)| last + 1);
+        loop {
+            let directory = root.join(number.to_string());
+            match make(&directory, false) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    number += 1;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+            match Self::open(&directory, limit, left.clone()) {
+                Ok(Some(spool)) => return Ok(spool),
+                // Somebody took it for one that was left behind.
+                Ok(None) => number += 1,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// What other agents left behind beside this queue, oldest first, and nobody has taken up yet.
+    pub(super) fn left_behind(&self) -> io::Result<Vec<Self>> {
+        let Some(root) = self.0.directory.parent() else {
+            return Ok(Vec::new());
+        };
+        let mut found = Vec::new();
+        for (_, directory) in siblings(root)? {
+            if directory == self.0.directory {
+                continue;
+            }
+            if let Some(spool) = Self::open(&directory, self.0.limit, self.0.left.clone())? {
+                found.push(spool);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes a queue in which nothing is left.
+    pub(super) fn remove(self) -> io::Result<()> {
+        self.0.left.dec_by(self.0.shown.swap(0, Ordering::SeqCst));
+        fs::remove_dir_all(&self.0.directory)
+    }
+
+    /// Opens the queue in a directory, and finds what is left in it. `None`: it is somebody else's.
+    fn open(directory: &Path, limit: u64, left: Gauge) -> io::Result<Option<Self>> {
+        let lock = fs::OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(directory.join(LOCK));
+        let lock = match lock {
+            Ok(lock) => lock,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => return Ok(None),
+            Err(fs::TryLockError::Error(error)) => return Err(error),
+        }
+        // Whoever had it may have removed all of it before this came to lock it.
+        let named = fs::metadata(directory.join(LOCK)).map(|metadata| metadata.ino()).ok();
+        if named != Some(lock.metadata()?.ino()) {
+            return Ok(None);
+        }
         let mut segments = Vec::new();
         for entry in fs::read_dir(directory)? {
             let entry = entry?;
@@ -98,19 +176,17 @@ impl Spool {
                 appenders: 0,
             }),
             more: Notify::new(),
-            size,
+            left,
+            shown: AtomicI64::new(0),
+            _lock: lock,
         }));
-        spool.0.shows();
-        Ok(spool)
+        spool.0.shows(&spool.0.state());
+        Ok(Some(spool))
     }
 
     /// The writing side.
     pub(super) fn appender(&self) -> Appender {
-        self.0.state().appenders += 1;
-        Appender {
-            spool: self.clone(),
-            file: None,
-        }
+        Appender::new(self.clone())
     }
 
     /// Waits for something to be read. False: there is nothing, and nobody writes any more.
@@ -172,6 +248,7 @@ impl Spool {
         {
             state.offset = batch.end;
         }
+        self.0.shows(&state);
         let done = state
             .first()
             .filter(|(segment, offset, is_last)| !is_last && *offset >= segment.size);
@@ -180,12 +257,6 @@ impl Spool {
             self.pass(segment.number)?;
         }
         Ok(())
-    }
-
-    /// How much is left, in bytes.
-    pub(super) fn left(&self) -> u64 {
-        let state = self.0.state();
-        state.size() - state.offset.min(state.size())
     }
 
     fn lines(&self, segment: Segment, offset: u64, most_bytes: usize) -> io::Result<Vec<u8>> {
@@ -215,8 +286,7 @@ impl Spool {
             state.segments.pop_front();
             state.offset = 0;
         }
-        drop(state);
-        self.0.shows();
+        self.0.shows(&state);
         Ok(())
     }
 }
@@ -227,14 +297,23 @@ impl Inner {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn shows(&self) {
-        self.size.set(i64::try_from(self.state().size()).unwrap_or(i64::MAX));
+    /// Under the lock of the state: whoever shows later shows what is later.
+    fn shows(&self, state: &State) {
+        let left = i64::try_from(state.left()).unwrap_or(i64::MAX);
+        let before = self.shown.swap(left, Ordering::SeqCst);
+        self.left.inc_by(left - before);
     }
 }
 
 impl State {
+    /// On disk.
     fn size(&self) -> u64 {
         self.segments.iter().map(|segment| segment.size).sum()
+    }
+
+    /// Of it, what isn't taken.
+    fn left(&self) -> u64 {
+        self.size().saturating_sub(self.offset)
     }
 
     /// The segment that is read, from where, and whether it is still being written.
@@ -249,79 +328,31 @@ impl State {
     }
 }
 
-/// The side of a queue that is written to.
-#[derive(Debug)]
-pub(super) struct Appender {
-    spool: Spool,
-    file: Option<fs::File>,
-}
-
-impl Sink for Appender {
-    /// Begins a segment where there is none of this agent's, or it is long enough. Half a line that stands in the one
-    /// before is written anew.
-    fn prepare(&mut self) -> io::Result<bool> {
-        let inner = &self.spool.0;
-        let segment = SEGMENT.min(inner.limit / 8);
-        let last = inner.state().segments.back().copied();
-        let goes_on = last.is_some_and(|last| last.size < segment) && self.file.is_some();
-        if goes_on {
-            return Ok(false);
-        }
-        let number = last.map_or_else(|| inner.after_position(), |last| last.number + 1);
-        let file = fs::OpenOptions::new()
-            .create_new(true)
-            .append(true)
-            .mode(0o600)
-            .open(path_of(&inner.directory, number))?;
-        self.file = Some(file);
-        let mut state = inner.state();
-        if state.segments.is_empty() {
-            state.offset = 0;
-        }
-        state.segments.push_back(Segment { number, size: 0 });
-        state.writing = Some(number);
-        drop(state);
-        inner.more.notify_waiters();
-        Ok(true)
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let inner = &self.spool.0;
-        if inner.state().size() + bytes.len() as u64 > inner.limit {
-            return Err(io::Error::new(
-                io::ErrorKind::StorageFull,
-                "the webhook's queue is full: look in the agent's log for why the webhook doesn't take events, or raise --audit-webhook-queue-size",
-            ));
-        }
-        let written = self.file.as_mut().ok_or(io::ErrorKind::NotConnected)?.write(bytes)?;
-        if let Some(last) = inner.state().segments.back_mut() {
-            last.size += written as u64;
-        }
-        inner.shows();
-        inner.more.notify_waiters();
-        Ok(written)
-    }
-
-    /// Nobody moves it away.
-    fn close(&mut self) {}
-}
-
-impl Drop for Appender {
-    fn drop(&mut self) {
-        let mut state = self.spool.0.state();
-        state.appenders -= 1;
-        state.writing = None;
-        drop(state);
-        self.spool.0.more.notify_waiters();
-    }
-}
-
 impl Inner {
     /// A number that no segment had which was read, so that the position can't be taken for one in this.
     fn after_position(&self) -> u64 {
         let position = fs::read_to_string(self.directory.join(POSITION)).unwrap_or_default();
         parse_position(&position).map_or(1, |(number, _)| number + 1)
     }
+}
+
+/// For the agent alone.
+fn make(directory: &Path, recursive: bool) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(recursive).mode(0o700).create(directory)
+}
+
+/// The queues below a directory, oldest first.
+fn siblings(root: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
+    let mut queues = Vec::new();
+    for entry in fs::read_dir(root)? {
+        let path = entry?.path();
+        let number = path.file_name().and_then(|name| name.to_str()?.parse().ok());
+        if let Some(number) = number.filter(|_| path.is_dir()) {
+            queues.push((number, path));
+        }
+    }
+    queues.sort();
+    Ok(queues)
 }
 
 fn path_of(directory: &Path, number: u64) -> PathBuf {

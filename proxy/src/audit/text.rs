@@ -98,6 +98,7 @@ impl Scribe {
         if event.code != 0 {
             status(out, event.code, event.refused);
         }
+        let whys = bodies(out, event);
         key(out, "requestReceivedTimestamp");
         self.dates.time(out, asked.received);
         key(out, "stageTimestamp");
@@ -105,6 +106,11 @@ impl Scribe {
         out.extend_from_slice(br#","annotations":{"#);
         out.extend_from_slice(PodText::of(&asked.pod, &asked.node).annotations.as_bytes());
         annotations(out, event);
+        for (name, why) in ["request-object", "response-object"].into_iter().zip(whys) {
+            if let Some(why) = why {
+                annotation(out, name, why);
+            }
+        }
         out.extend_from_slice(b"}}\n");
     }
 
@@ -129,6 +135,33 @@ impl Scribe {
         }
         out.extend_from_slice(b"}}\n");
     }
+}
+
+/// The bodies, where there are some to be written; why one isn't.
+fn bodies(out: &mut Vec<u8>, event: &Event) -> [Option<&'static str>; 2] {
+    if event.bodies_left_out {
+        return [Some("left out: too many events wait"); 2];
+    }
+    let Some(bodies) = &event.bodies else {
+        return [None; 2];
+    };
+    let mut whys = [None; 2];
+    let objects = bodies.objects(&event.reading).into_iter();
+    for ((name, object), why) in ["requestObject", "responseObject"]
+        .into_iter()
+        .zip(objects)
+        .zip(&mut whys)
+    {
+        match object {
+            Some(Ok(object)) => {
+                key(out, name);
+                out.extend_from_slice(object.as_bytes());
+            }
+            Some(Err(reason)) => *why = Some(reason),
+            None => {}
+        }
+    }
+    whys
 }
 
 fn annotations(out: &mut Vec<u8>, event: &Event) {

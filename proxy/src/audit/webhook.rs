@@ -6,7 +6,7 @@
 
 mod config;
 
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::VecDeque, io, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, StatusCode, header};
@@ -31,6 +31,8 @@ const BATCH_BYTES: usize = 2 * 1024 * 1024;
 const GATHER: Duration = Duration::from_millis(500);
 /// How long the webhook may take for a connection, or for an answer.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How often to look for what another agent left behind.
+const LOOK_AROUND: Duration = Duration::from_secs(5);
 const RETRY: std::ops::Range<Duration> = Duration::from_millis(500)..Duration::from_secs(30);
 const COMPLAIN_EVERY: Duration = Duration::from_secs(30);
 /// An answer is read so far, so that the connection can be used again.
@@ -73,10 +75,13 @@ enum SendError {
 
 type Connection = SendRequest<Full<Bytes>>;
 
-/// The one reader of the queue.
+/// The one reader of the queues.
 struct Sender {
     endpoint: Endpoint,
+    /// This agent's own.
     spool: Spool,
+    /// What earlier ones left behind, oldest first. It is sent before what is this one's own.
+    left_behind: VecDeque<Spool>,
     metrics: WebhookMetrics,
     /// Kept from batch to batch.
     connection: Option<Connection>,
@@ -92,6 +97,7 @@ impl Webhook {
         let sender = Sender {
             endpoint: self.endpoint,
             spool,
+            left_behind: VecDeque::new(),
             metrics,
             connection: None,
             most: BATCH_EVENTS,
@@ -104,37 +110,57 @@ impl Webhook {
 impl Sender {
     async fn run(mut self) {
         let mut backoff = Backoff::new(RETRY);
-        while self.spool.readable().await {
-            time::sleep(GATHER).await;
-            match self.send_next().await {
-                Ok(()) => {
-                    backoff.reset();
-                    if self.complained.take().is_some() {
-                        tracing::info!("the audit webhook takes events again");
-                    }
-                }
-                Err(error) => {
-                    // A connection on which something went wrong is in an unknown state.
-                    self.connection = None;
-                    self.metrics.failures.inc();
-                    self.complain(&error);
-                    time::sleep(backoff.wait()).await;
-                }
+        loop {
+            if let Err(error) = self.send_all().await {
+                // A connection on which something went wrong is in an unknown state.
+                self.connection = None;
+                self.metrics.failures.inc();
+                self.complain(&error);
+                time::sleep(backoff.wait()).await;
+                continue;
+            }
+            backoff.reset();
+            if self.complained.take().is_some() {
+                tracing::info!("the audit webhook takes events again");
+            }
+            // An earlier agent may only now have ended, while there is nothing else to do.
+            match time::timeout(LOOK_AROUND, self.spool.readable()).await {
+                Ok(false) => return,
+                Ok(true) => time::sleep(GATHER).await,
+                Err(_) => {}
             }
         }
+    }
+
+    /// Sends all that there is, the oldest first, until something fails.
+    async fn send_all(&mut self) -> Result<(), SendError> {
+        if self.left_behind.is_empty() {
+            let spool = self.spool.clone();
+            self.left_behind = blocking(move || spool.left_behind()).await?.into();
+        }
+        while let Some(spool) = self.left_behind.front().cloned() {
+            self.send_of(&spool).await?;
+            self.left_behind.pop_front();
+            blocking(move || spool.remove()).await?;
+        }
+        let spool = self.spool.clone();
+        self.send_of(&spool).await
     }
 
     fn complain(&mut self, error: &SendError) {
         if self.complained.is_none_or(|at| at.elapsed() >= COMPLAIN_EVERY) {
             self.complained = Some(Instant::now());
-            let waiting = self.spool.left();
+            let waiting = self.metrics.queue.get();
             tracing::error!(%error, waiting, "the audit webhook takes no events; they wait in its queue");
         }
     }
 
-    /// Sends all that there is, until something fails.
-    async fn send_next(&mut self) -> Result<(), SendError> {
-        while let Some(batch) = self.read().await? {
+    async fn send_of(&mut self, spool: &Spool) -> Result<(), SendError> {
+        loop {
+            let (queue, most) = (spool.clone(), self.most);
+            let Some(batch) = blocking(move || queue.read(most, BATCH_BYTES)).await? else {
+                return Ok(());
+            };
             match self.post(&batch).await {
                 Err(SendError::Refused { code, .. }) if code == StatusCode::PAYLOAD_TOO_LARGE && batch.count > 1 => {
                     self.most = batch.count / 2;
@@ -144,18 +170,9 @@ impl Sender {
             }
             self.metrics.sent.inc_by(batch.count as u64);
             self.most = (self.most * 2).min(BATCH_EVENTS);
-            let spool = self.spool.clone();
-            task::spawn_blocking(move || spool.taken(&batch))
-                .await
-                .map_err(io::Error::other)??;
+            let queue = spool.clone();
+            blocking(move || queue.taken(&batch)).await?;
         }
-        Ok(())
-    }
-
-    async fn read(&self) -> Result<Option<Batch>, SendError> {
-        let (spool, most) = (self.spool.clone(), self.most);
-        let read = task::spawn_blocking(move || spool.read(most, BATCH_BYTES)).await;
-        Ok(read.map_err(io::Error::other)??)
     }
 
     async fn post(&mut self, batch: &Batch) -> Result<(), SendError> {
@@ -230,6 +247,15 @@ impl Sender {
         });
         Ok(sender)
     }
+}
+
+/// Does it where it may block.
+async fn blocking<T, F>(act: F) -> io::Result<T>
+where
+    T: Send + 'static,
+    F: FnOnce() -> io::Result<T> + Send + 'static,
+{
+    task::spawn_blocking(act).await.map_err(io::Error::other)?
 }
 
 /// Lines as the items of a list. An event has no line end in itself.

@@ -70,7 +70,7 @@ pub(crate) struct WebhookMetrics {
     pub(crate) sent: Counter,
     /// Attempts that failed.
     pub(crate) failures: Counter,
-    /// How much the queue holds on disk, in bytes.
+    /// How much waits in the queue, in bytes.
     pub(crate) queue: Gauge,
 }
 
@@ -119,7 +119,7 @@ impl AuditMetrics {
         );
         registry.register(
             "audit_webhook_queue_bytes",
-            "What the webhook's queue holds on disk",
+            "What waits in the webhook's queue",
             self.webhook.queue.clone(),
         );
     }

@@ -82,6 +82,7 @@ pub(crate) struct Terms {
     pub(crate) limits: Limits,
     pub(crate) allow_plain_http: bool,
     pub(crate) audit_policy: audit::Policy,
+    pub(crate) audit_bodies: audit::BodyTerms,
 }
 
 impl Default for Terms {
@@ -96,6 +97,7 @@ impl Default for Terms {
             limits: Limits::default(),
             allow_plain_http: false,
             audit_policy: audit::Policy::default(),
+            audit_bodies: audit::BodyTerms::default(),
         }
     }
 }
@@ -261,6 +263,7 @@ impl Stage {
             patience: terms.limits.queue_timeout,
             node: Arc::from("node"),
             policy: terms.audit_policy.clone(),
+            bodies: terms.audit_bodies.clone(),
             clock: Clock::system(),
         };
         let audit = Audit::start(sinks, kept, &metrics).await.unwrap();

@@ -115,6 +115,7 @@ pub(crate) async fn run(directory: &Path, server: &str) -> Result<()> {
         patience: limits.queue_timeout,
         node: Arc::from("node"),
         policy: audit::Policy::default(),
+        bodies: audit::BodyTerms::default(),
         clock: Clock::system(),
     };
     let log = Destination::new(directory.join("audit.log"), audit::Rotation::default());

@@ -23,4 +23,5 @@ mod sessions;
 mod streams;
 mod trust;
 mod upgrade;
+mod webhook;
 mod world;

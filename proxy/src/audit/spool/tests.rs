@@ -1,12 +1,13 @@
 //! The queue on disk, against agents that are killed and disks that are full.
 
 use super::*;
-use crate::audit::sink::Pending;
+use crate::audit::sink::{Pending, Sink as _};
 
 const ROOMY: u64 = 1 << 20;
 
 fn open(directory: &Path, limit: u64) -> Spool {
-    Spool::open(directory, limit, Gauge::default()).unwrap()
+    fs::create_dir_all(directory).unwrap();
+    Spool::open(directory, limit, Gauge::default()).unwrap().unwrap()
 }
 
 fn append(appender: &mut Appender, text: &str) {
@@ -121,10 +122,38 @@ fn a_full_queue_takes_nothing_more_until_it_is_read() {
     };
     assert_eq!((count, error.kind()), (10, io::ErrorKind::StorageFull));
     assert!(error.to_string().contains("--audit-webhook-queue-size"));
-    assert_eq!(spool.left(), 1000);
+    assert_eq!(spool.0.state().left(), 1000);
     drain(&spool, 4);
     append(&mut appender, &line);
     assert_eq!(drain(&spool, 4).len(), 1);
+}
+
+#[test]
+fn of_more_than_there_is_room_for_whole_lines_are_taken() {
+    let directory = tempfile::tempdir().unwrap();
+    let spool = open(directory.path(), 100);
+    let mut appender = spool.appender();
+    let mut pending = Pending::of(format!("{0}\n{0}\n{0}\n", "x".repeat(39)).as_bytes());
+    let error = pending.write_to(&mut appender).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+    assert_eq!(drain(&spool, 9).len(), 2);
+    // What was read goes when a segment is begun, and whoever waits tries again.
+    let mut tries = 0;
+    while pending.write_to(&mut appender).is_err() {
+        drain(&spool, 9);
+        tries += 1;
+        assert!(tries < 3);
+    }
+    assert_eq!(drain(&spool, 9).len(), 1);
+}
+
+#[test]
+fn a_line_longer_than_the_queue_waits_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let spool = open(directory.path(), 100);
+    let long = "x".repeat(1000);
+    append(&mut spool.appender(), &format!("{long}\n"));
+    assert_eq!(drain(&spool, 9), [long]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -147,11 +176,42 @@ async fn a_reader_waits_for_lines() {
 }
 
 #[test]
+fn two_agents_have_queues_of_their_own_and_one_takes_up_what_another_left() {
+    let root = tempfile::tempdir().unwrap();
+    let root = root.path().join("queue");
+    let size = Gauge::default();
+    let begin = || Spool::begin(&root, ROOMY, size.clone()).unwrap();
+    let old = begin();
+    append(&mut old.appender(), "a\nb\n");
+    let new = begin();
+    append(&mut new.appender(), "c\n");
+    assert!(new.left_behind().unwrap().is_empty(), "it lives");
+    assert_eq!(size.get(), 6);
+    assert_eq!(drain(&old, 1)[..1], ["a"]);
+    append(&mut old.appender(), "d\n");
+    drop(old);
+    let mut left = new.left_behind().unwrap();
+    assert_eq!(left.len(), 1);
+    assert!(begin().left_behind().unwrap().is_empty(), "one takes it up");
+    let left = left.remove(0);
+    assert_eq!(drain(&left, 10), ["d"]);
+    left.remove().unwrap();
+    assert_eq!(drain(&new, 10), ["c"]);
+    assert_eq!(size.get(), 0);
+}
+
+#[test]
 fn it_is_for_the_agent_alone() {
     use std::os::unix::fs::PermissionsExt;
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("a/b");
-    append(&mut open(&path, ROOMY).appender(), "a\n");
+    append(
+        &mut Spool::begin(&path, ROOMY, Gauge::default()).unwrap().appender(),
+        "a\n",
+    );
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-    assert_eq!((mode(&path), mode(&path_of(&path, 1))), (0o700, 0o600));
+    assert_eq!((mode(&path), mode(&path.join("1"))), (0o700, 0o700));
+    for file in [LOCK.into(), path_of(Path::new(""), 1)] {
+        assert_eq!(mode(&path.join("1").join(file)), 0o600);
+    }
 }

@@ -204,7 +204,7 @@ impl Stage {
         std::fs::write(directory.path().join("client.key"), key.serialize_pem()).unwrap();
         std::fs::write(directory.path().join("token"), "from-a-file\n").unwrap();
         write(directory.path(), &ca, address, user);
-        let spool = Spool::open(&directory.path().join("queue"), 1 << 20, Gauge::default()).unwrap();
+        let spool = Spool::begin(&directory.path().join("queue"), 1 << 20, Gauge::default()).unwrap();
         Self {
             directory,
             told,
@@ -397,4 +397,24 @@ async fn no_error_shows_a_token() {
         .await
         .unwrap_err();
     assert!(!format!("{error} {error:?}").contains("s3cr3t"), "{error}");
+}
+
+#[tokio::test]
+async fn what_an_earlier_agent_left_is_sent_first() {
+    let stage = Stage::new("{}", false, []).await;
+    let root = stage.directory.path().join("queue");
+    let earlier = Spool::begin(&root, 1 << 20, Gauge::default()).unwrap();
+    append(&mut earlier.appender(), 0..3);
+    let mut appender = stage.spool.appender();
+    append(&mut appender, 3..5);
+    drop(earlier);
+    stage.start().await;
+    stage.until(|told| told.events().len() >= 5).await;
+    assert_eq!(stage.told.events(), ids(0..5));
+    let waits = async {
+        while std::fs::read_dir(&root).unwrap().count() > 1 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(SOON, waits).await.unwrap();
 }
