@@ -29,11 +29,24 @@ pub use self::{
 
 /// Goes up with every change to a type in this crate, or to what one of its fields means. An agent refuses pinned
 /// maps of another version.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// How many levels below the root of cgroup v2 a pod's cgroup may lie. The kernel programs look no deeper; a
 /// process may sit at any depth below its pod's cgroup.
 pub const MAX_CGROUP_LEVELS: u32 = 32;
+
+/// How many marks there are: a power of two, and many times the pods of a node.
+pub const MARKS: u32 = 16_384;
+
+/// The mark of a cgroup. It is set before the cgroup is among the tagged pods, and never taken back: one that isn't set says
+/// for less than a look-up that a cgroup isn't tagged.
+#[must_use]
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "it is less than MARKS, which is a u32")]
+pub const fn mark(cgroup_id: u64) -> u32 {
+    // Ids are given out one after the other.
+    (cgroup_id & (MARKS as u64 - 1)) as u32
+}
 
 /// How long a flow record stays good: longer than a connection waits in a listener's queue, shorter than a port
 /// number takes to come round.
@@ -43,6 +56,8 @@ pub const FLOW_LIFETIME_NS: u64 = 60_000_000_000;
 pub mod map {
     /// Tagged pods: cgroup id to [`PodEntry`](crate::PodEntry).
     pub const PODS: &str = "PODS";
+    /// Which of the lower bits of cgroup ids tagged pods have had, by [`mark`](crate::mark): a `u32` for each, 0 for none.
+    pub const MARKS: &str = "MARKS";
     /// The API server's addresses: [`Endpoint`](crate::Endpoint) to nothing of meaning.
     pub const API_SERVERS: &str = "API_SERVERS";
     /// What a redirected socket dialled: socket storage of [`Origin`](crate::Origin).

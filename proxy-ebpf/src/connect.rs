@@ -79,21 +79,24 @@ fn judge(ctx: &SockAddrContext, address: Address) -> Outcome {
         count(Counter::Untouched);
         return Outcome::Untouched;
     }
-    let tagged = pod::current();
+    let Some(tagged) = pod::current() else {
+        count(Counter::Untouched);
+        return Outcome::Untouched;
+    };
     // SAFETY: helpers without preconditions beyond a context of their program type.
     let (netns_cookie, now_ns) = unsafe { (bpf_get_netns_cookie(ctx.as_ptr()), bpf_ktime_get_boot_ns()) };
     let verdict = decide(&Dial {
-        pod: tagged.as_ref().map(|tagged| &tagged.entry),
+        pod: Some(&tagged.entry),
         family: address.family(),
-        flows: tagged.as_ref().and_then(|tagged| places::held(tagged.entry.enrolment)),
+        flows: places::held(tagged.entry.enrolment),
         netns_cookie,
         heartbeat: HEARTBEAT.get(0),
         now_ns,
     });
-    let (outcome, reason) = match (verdict, tagged) {
-        (Verdict::Redirect { port }, Some(tagged)) => redirect(ctx, &tagged, original, port, now_ns),
-        (Verdict::Deny(reason), _) => (Outcome::Denied, reason),
-        (Verdict::Untouched | Verdict::Redirect { .. }, _) => (Outcome::Untouched, Counter::Untouched),
+    let (outcome, reason) = match verdict {
+        Verdict::Redirect { port } => redirect(ctx, &tagged, original, port, now_ns),
+        Verdict::Deny(reason) => (Outcome::Denied, reason),
+        Verdict::Untouched => (Outcome::Untouched, Counter::Untouched),
     };
     count(reason);
     #[cfg(feature = "log")]

@@ -5,10 +5,13 @@ use aya_ebpf::{
     macros::{btf_map, map},
     maps::{Array, HashMap, PerCpuArray},
 };
-use understudy_common::{Counter, Endpoint, FlowKey, FlowRecord, Heartbeat, Origin, PodEntry};
+use understudy_common::{self as common, Counter, Endpoint, FlowKey, FlowRecord, Heartbeat, Origin, PodEntry};
 
 #[map]
 pub(crate) static PODS: HashMap<u64, PodEntry> = HashMap::with_max_entries(4096, 0);
+
+#[map]
+pub(crate) static MARKS: Array<u32> = Array::with_max_entries(common::MARKS, 0);
 
 #[map]
 pub(crate) static API_SERVERS: HashMap<Endpoint, u32> = HashMap::with_max_entries(1024, 0);

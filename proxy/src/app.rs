@@ -24,7 +24,7 @@ use self::agent::Agent;
 use crate::{
     check,
     cli::{AgentOptions, CheckOptions, Command, LogFormat, Output},
-    gate, handover, kernel, sessions,
+    clock, gate, handover, kernel, sessions,
 };
 
 /// What has to be done before any thread is made: the agent gives up what it won't need.
@@ -43,6 +43,7 @@ pub fn prepare(command: &Command) -> anyhow::Result<()> {
 /// # Errors
 /// If the system has no room for its threads or its poll.
 pub fn runtime() -> io::Result<Runtime> {
+    clock::slots_begin();
     runtime::Builder::new_multi_thread().enable_all().build()
 }
 

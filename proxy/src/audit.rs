@@ -159,7 +159,7 @@ impl Audit {
             let (directory, limit) = (webhook.queue.clone(), webhook.queue_size);
             let size = metrics.webhook().queue.clone();
             let name = directory.display().to_string();
-            let spool = open(name, move || Spool::begin(&directory, limit, size)).await?;
+            let spool = open(name, move || Spool::begin(&directory, limit, &size)).await?;
             opened.push((Box::new(spool.appender()), lane(AuditSink::Webhook, condition, metrics)));
             webhook.start(spool, metrics.webhook().clone());
         }

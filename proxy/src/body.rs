@@ -1,7 +1,9 @@
 //! The bodies of requests and answers on their way through: counted, ended with their session, and otherwise
 //! left as they are.
 
+pub mod client;
 pub mod pace;
+pub mod upload;
 
 use std::{
     pin::Pin,
@@ -11,10 +13,12 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use self::pace::Pace;
+use self::{
+    client::{ClientBody, ClientBodyError},
+    pace::Pace,
+};
 use crate::{
     exchange::Exchange,
     status::Refusal,
@@ -32,7 +36,7 @@ pub enum BodyError {
     TooSlow,
     /// The client broke off.
     #[error("the client broke off: {0}")]
-    Client(#[from] hyper::Error),
+    Client(#[from] ClientBodyError),
     /// The upstream broke off.
     #[error(transparent)]
     Upstream(#[from] UpstreamBodyError),
@@ -60,7 +64,7 @@ pub struct RequestBody {
 }
 
 enum RequestSource {
-    Client(Incoming),
+    Client(ClientBody),
     Ours(Bytes),
 }
 
@@ -92,13 +96,13 @@ impl RequestBody {
     /// The client's body, counted in `exchange`, broken off when `ended` is cancelled. One that says its length has to
     /// keep the pace.
     #[must_use]
-    pub fn new(incoming: Incoming, exchange: Arc<Exchange>, ended: &CancellationToken, pace: Option<Pace>) -> Self {
-        if incoming.is_end_stream() {
+    pub fn new(body: ClientBody, exchange: Arc<Exchange>, ended: &CancellationToken, pace: Option<Pace>) -> Self {
+        if body.is_end_stream() {
             return Self::empty();
         }
         Self {
-            pace: pace.filter(|_| incoming.size_hint().exact().is_some()),
-            source: Some(RequestSource::Client(incoming)),
+            pace: pace.filter(|_| body.size_hint().exact().is_some()),
+            source: Some(RequestSource::Client(body)),
             exchange: Some(exchange),
             ended: Some(Box::pin(ended.clone().cancelled_owned())),
             session: ended.clone(),
@@ -113,17 +117,17 @@ impl Body for RequestBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
         poll_ended(&mut this.ended, cx)?;
-        let incoming = match &mut this.source {
+        let body = match &mut this.source {
             None => return Poll::Ready(None),
             Some(RequestSource::Ours(bytes)) => {
                 let bytes = std::mem::take(bytes);
                 this.source = None;
                 return Poll::Ready(Some(Ok(Frame::data(bytes))));
             }
-            Some(RequestSource::Client(incoming)) => incoming,
+            Some(RequestSource::Client(body)) => body,
         };
         loop {
-            let polled = Pin::new(&mut *incoming).poll_frame(cx);
+            let polled = Pin::new(&mut *body).poll_frame(cx);
             if polled.is_pending()
                 && let Some(pace) = &mut this.pace
             {
@@ -160,7 +164,7 @@ impl Body for RequestBody {
         match &self.source {
             None => true,
             Some(RequestSource::Ours(_)) => false,
-            Some(RequestSource::Client(incoming)) => incoming.is_end_stream(),
+            Some(RequestSource::Client(body)) => body.is_end_stream(),
         }
     }
 
@@ -168,7 +172,7 @@ impl Body for RequestBody {
         match &self.source {
             None => SizeHint::with_exact(0),
             Some(RequestSource::Ours(bytes)) => SizeHint::with_exact(bytes.len() as u64),
-            Some(RequestSource::Client(incoming)) => incoming.size_hint(),
+            Some(RequestSource::Client(body)) => body.size_hint(),
         }
     }
 }

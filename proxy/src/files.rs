@@ -22,12 +22,16 @@ use notify::{
 use secrecy::zeroize::Zeroizing;
 use tokio::{sync::Notify, task, time};
 
+use crate::clock;
+
 /// Quiet time that ends a burst of events.
 const DEBOUNCE: Duration = Duration::from_millis(100);
 /// A burst is looked at after this long even if it doesn't end.
 const DEBOUNCE_AT_MOST: Duration = Duration::from_millis(300);
-/// How often the files are compared where no event came.
+/// How often the files are compared where inotify can't tell of all of them.
 const POLL: Duration = Duration::from_secs(10);
+/// How often where it can, and no event came: what remote file systems and mounts change it doesn't see.
+const SLOW_POLL: Duration = Duration::from_mins(1);
 /// No file that the agent reads is near this size; one that is was not meant for it.
 const SIZE_LIMIT: u64 = 8 << 20;
 
@@ -108,6 +112,7 @@ pub fn read_blocking(path: &Path) -> Result<Zeroizing<Vec<u8>>, ReadError> {
 pub struct FileWatch {
     shared: Arc<Shared>,
     seen: Fingerprint,
+    poll: Duration,
     // Survives a `changed()` that was cancelled between hearing of an event and acting on it.
     heard: bool,
 }
@@ -122,6 +127,14 @@ struct Shared {
 
 type Fingerprint = u64;
 
+/// What a look showed.
+#[derive(Debug, Clone, Copy)]
+struct Look {
+    fingerprint: Fingerprint,
+    /// When to look again where no event comes.
+    poll: Duration,
+}
+
 impl FileWatch {
     /// Watches `paths`: files (which need not exist yet), or directories, whose files are compared one level deep.
     ///
@@ -135,11 +148,12 @@ impl FileWatch {
             hashing: RandomState::new(),
             event,
         });
-        let seen = Shared::look(&shared).await;
+        let look = Shared::look(&shared).await;
         Self {
             shared,
-            seen: seen.unwrap_or_default(),
-            heard: seen.is_none(),
+            seen: look.map(|look| look.fingerprint).unwrap_or_default(),
+            poll: look.map_or(POLL, |look| look.poll),
+            heard: look.is_none(),
         }
     }
 
@@ -148,17 +162,22 @@ impl FileWatch {
         loop {
             if !self.heard {
                 // Either way it's time to look.
-                let _ = time::timeout(POLL, self.shared.event.notified()).await;
-                self.heard = true;
+                self.heard = time::timeout_at(clock::moment_in(self.poll), self.shared.event.notified())
+                    .await
+                    .is_ok();
             }
-            let burst = async { while time::timeout(DEBOUNCE, self.shared.event.notified()).await.is_ok() {} };
-            let _ = time::timeout(DEBOUNCE_AT_MOST, burst).await;
+            if self.heard {
+                let burst = async { while time::timeout(DEBOUNCE, self.shared.event.notified()).await.is_ok() {} };
+                let _ = time::timeout(DEBOUNCE_AT_MOST, burst).await;
+            }
             let Some(now) = Shared::look(&self.shared).await else {
+                self.heard = true;
                 continue;
             };
             self.heard = false;
-            if now != self.seen {
-                self.seen = now;
+            self.poll = now.poll;
+            if now.fingerprint != self.seen {
+                self.seen = now.fingerprint;
                 return;
             }
         }
@@ -167,25 +186,31 @@ impl FileWatch {
 
 impl Shared {
     /// `None`: the runtime is going down.
-    async fn look(shared: &Arc<Self>) -> Option<Fingerprint> {
+    async fn look(shared: &Arc<Self>) -> Option<Look> {
         let shared = Arc::clone(shared);
-        task::spawn_blocking(move || {
-            shared.watch_directories();
-            shared.fingerprint()
+        task::spawn_blocking(move || Look {
+            poll: if shared.watch_directories() { SLOW_POLL } else { POLL },
+            fingerprint: shared.fingerprint(),
         })
         .await
         .ok()
     }
 
-    /// Done again at every look: directories get replaced, and symlinks come to point elsewhere.
-    fn watch_directories(&self) {
+    /// Done again at every look: directories get replaced, and symlinks come to point elsewhere. False where one isn't
+    /// watched.
+    fn watch_directories(&self) -> bool {
         let mut watcher = self.watcher.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(watcher) = watcher.as_mut() else { return };
+        let Some(watcher) = watcher.as_mut() else {
+            return false;
+        };
+        let mut all = true;
         for directory in self.directories() {
             if let Err(error) = watcher.watch(&directory, RecursiveMode::NonRecursive) {
                 tracing::debug!(directory = %directory.display(), %error, "no inotify watch; the poll stands in");
+                all = false;
             }
         }
+        all
     }
 
     fn directories(&self) -> BTreeSet<PathBuf> {
@@ -353,6 +378,19 @@ mod tests {
         fs::create_dir(directory.path().join("not-yet")).unwrap();
         fs::write(&file, "one").unwrap();
         timeout(POLL * 2, watch.changed()).await.expect("the poll wakes");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_inotify_misses_the_slow_poll_finds() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("token");
+        let mut watch = FileWatch::new([&file]).await;
+        assert_eq!(watch.poll, SLOW_POLL);
+        let deaf = watch.shared.watcher.lock().unwrap().take();
+        fs::write(&file, "one").unwrap();
+        timeout(SLOW_POLL * 2, watch.changed()).await.expect("the poll wakes");
+        assert_eq!(watch.poll, POLL, "nothing tells of events any more");
+        drop(deaf);
     }
 
     #[rstest]

@@ -7,12 +7,12 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version, header};
-use hyper::body::{Body, Incoming};
+use http_body::Body;
 use tokio_util::task::TaskTracker;
 
 use crate::{
     audit::{Audit, User},
-    body::{RequestBody, ResponseBody, pace::Pace},
+    body::{RequestBody, ResponseBody, client::ClientBody, pace::Pace},
     caller::{Prover, Shown, x509::Certificate},
     clock::Clock,
     exchange::{Exchange, Opening},
@@ -74,7 +74,7 @@ enum Acting {
 
 impl Forwarder {
     /// Serves one request. Always answers: an error of ours is a `Status`.
-    pub async fn serve(&self, origin: &Origin, request: Request<Incoming>) -> Response<ResponseBody> {
+    pub async fn serve(&self, origin: &Origin, request: Request<ClientBody>) -> Response<ResponseBody> {
         let reading = RequestInfo::parse(request.method(), request.uri());
         let place = if self.pressure.refuses(&origin.pod) {
             Err(Limit::Memory)
@@ -163,7 +163,7 @@ impl Forwarder {
         &self,
         session: Arc<LiveSession>,
         origin: &Origin,
-        mut request: Request<Incoming>,
+        mut request: Request<ClientBody>,
         exchange: &Arc<Exchange>,
     ) -> Result<Response<ResponseBody>, Refusal> {
         let is_callers_own = session.spec.method.is_callers_own();

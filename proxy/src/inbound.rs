@@ -1,11 +1,11 @@
 //! Connections from pods: from the first byte to the last request.
 //!
-//! The kernel has vouched for who dialled before anything here runs. [`tls`] terminates TLS, [`screen`] keeps what isn't
-//! strictly HTTP/1 from the parser, [`http`] serves HTTP/1.1 and HTTP/2; requests go to [`crate::forward`].
+//! The kernel has vouched for who dialled before anything here runs. [`tls`] terminates TLS, [`http`] serves HTTP/2 by
+//! hyper, and [`http1`] what is strictly HTTP/1.1; requests go to [`crate::forward`].
 
 mod http;
+pub(crate) mod http1;
 pub mod outside;
-pub(crate) mod screen;
 mod tls;
 
 use std::{sync::Arc, time::Duration};

@@ -1,9 +1,11 @@
 //! How much a pod's clients may ask of the agent. The defaults are the command line's, and so the documentation's.
 //!
 //! [`load`] counts what each pod has, so that one at its limit leaves all others untouched; [`descriptors`] keeps some
-//! of the process's descriptors for what isn't a pod's, and [`memory`] ends what fills it before the kernel ends the agent.
+//! of the process's descriptors for what isn't a pod's, and [`memory`] ends what fills it before the kernel ends the agent,
+//! and has the allocator give back what is spare (`heap`).
 
 pub mod descriptors;
+mod heap;
 pub mod load;
 pub mod memory;
 

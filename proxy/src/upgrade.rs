@@ -12,15 +12,21 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header};
-use hyper::{
-    body::{Body, Incoming},
-    upgrade::OnUpgrade,
-};
+use hyper::{body::Incoming, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, copy_bidirectional_with_sizes};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes},
+    sync::oneshot::{self, error::RecvError},
+};
 use tokio_util::task::TaskTracker;
 
-use crate::{body::ResponseBody, exchange::Exchange, identity, sessions::live::LiveSession, status::Refusal};
+use crate::{
+    body::{ResponseBody, client::ClientBody},
+    exchange::Exchange,
+    identity,
+    sessions::live::LiveSession,
+    status::Refusal,
+};
 
 /// What each direction of a pipe may hold.
 const PIPE_BUFFER: usize = 16 * 1024;
@@ -28,27 +34,19 @@ const PIPE_BUFFER: usize = 16 * 1024;
 /// A client's wish to go on in another protocol.
 pub struct Upgrade {
     protocol: Protocol,
-    client: Handover,
+    client: Takeover,
 }
 
-/// The client's connection, once hyper has no more use for it.
-///
-/// hyper hands over every connection on which an upgrade was asked for, also where it was refused and the connection
-/// served on: then it must be closed here, or the client would see it end without a `close_notify`.
-struct Handover(Option<OnUpgrade>);
+/// A client's connection that goes on in another protocol, from the first byte behind the request.
+pub type ClientStream = Box<dyn Duplex>;
 
-impl Drop for Handover {
-    fn drop(&mut self) {
-        if let Some(client) = self.0.take() {
-            tokio::spawn(async move {
-                if let Ok(client) = client.await {
-                    // The client is gone, or is told that nothing more comes; either way that's all.
-                    let _ = TokioIo::new(client).shutdown().await;
-                }
-            });
-        }
-    }
-}
+/// Brings the client's connection, once the answer says that it switches and is on its way.
+pub type Takeover = oneshot::Receiver<ClientStream>;
+
+/// A stream of bytes in either direction.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
 
 /// The protocols that Kubernetes upgrades to. Others are refused: what can't be named can't be judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,17 +79,14 @@ impl Protocol {
 ///
 /// # Errors
 /// An unknown protocol, or a request with a body.
-pub fn requested(request: &mut Request<Incoming>) -> Result<Option<Upgrade>, Refusal> {
-    if request.version() != Version::HTTP_11 || !request.headers().contains_key(header::UPGRADE) {
+pub fn requested(request: &mut Request<ClientBody>) -> Result<Option<Upgrade>, Refusal> {
+    if request.version() != Version::HTTP_11 {
         return Ok(None);
     }
-    let client = Handover(Some(hyper::upgrade::on(&mut *request)));
     let Some(protocol) = protocol(request.headers())? else {
         return Ok(None);
     };
-    if !request.body().is_end_stream() {
-        return Err(Refusal::BadRequest);
-    }
+    let client = request.body_mut().takeover().ok_or(Refusal::BadRequest)?;
     Ok(Some(Upgrade { protocol, client }))
 }
 
@@ -125,7 +120,7 @@ impl Upgrade {
     /// # Errors
     /// If the upstream switched to another protocol than was asked for.
     pub fn switch(
-        mut self,
+        self,
         mut answer: Response<Incoming>,
         session: &LiveSession,
         exchange: Arc<Exchange>,
@@ -138,9 +133,6 @@ impl Upgrade {
             tracing::error!(session = %session.id, "the upstream switched to a protocol that wasn't asked for");
             return Err(Refusal::UpstreamFailed);
         }
-        let Some(client) = self.client.0.take() else {
-            return Err(Refusal::Internal);
-        };
         let upstream = hyper::upgrade::on(&mut answer);
         let mut headers = std::mem::take(answer.headers_mut());
         identity::strip_response(&mut headers);
@@ -148,6 +140,7 @@ impl Upgrade {
         exchange.upgraded(self.protocol.name());
         let ended = session.ended.clone();
         let id = session.id.clone();
+        let client = self.client;
         streams.spawn(async move {
             tokio::select! {
                 piped = pipe(client, upstream, &exchange) => if let Err(error) = piped {
@@ -169,17 +162,19 @@ impl Upgrade {
 /// A pipe broke.
 #[derive(Debug, thiserror::Error)]
 enum PipeError {
+    #[error("the client left before the switch")]
+    Client(#[from] RecvError),
     #[error("the switch didn't come about: {0}")]
-    Switch(#[from] hyper::Error),
+    Upstream(#[from] hyper::Error),
     #[error(transparent)]
     Io(#[from] io::Error),
 }
 
-/// Carries bytes both ways. hyper hands over what either peer sent right behind its head, once and first.
-async fn pipe(client: OnUpgrade, upstream: OnUpgrade, exchange: &Exchange) -> Result<(), PipeError> {
-    let (client, upstream) = tokio::try_join!(client, upstream)?;
+/// Carries bytes both ways. What either peer sent right behind its head comes once and first.
+async fn pipe(client: Takeover, upstream: OnUpgrade, exchange: &Exchange) -> Result<(), PipeError> {
+    let (client, upstream) = (client.await?, upstream.await?);
     join(
-        TokioIo::new(client),
+        client,
         TokioIo::new(upstream),
         |read| exchange.count_request_bytes(read),
         |read| exchange.count_response_bytes(read),

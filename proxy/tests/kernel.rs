@@ -448,6 +448,22 @@ fn a_second_agent_takes_over() {
     eventually("the API server is reached", || pod.process.served() == 1);
 }
 
+/// A pod whose mark isn't set goes straight through, so that marks are set again whatever has become of their map.
+#[test]
+fn what_is_tagged_is_marked_whatever_became_of_the_marks() {
+    let node = Node::new();
+    let first = node.install();
+    let mut pod = TaggedPod::new(&node, &first, "pod");
+    // To a successor, for one that begins anew writes every entry again, and so marks it.
+    first.yield_up();
+    std::fs::remove_file(node.options().pin_dir.join("MARKS")).unwrap();
+    let second = Kernel::succeed(&node.root(), &node.options()).unwrap();
+    second.beat().unwrap();
+    assert_eq!(pod.process.dial("a", API_V4).unwrap().peer, API_V4.parse().unwrap());
+    assert_eq!(second.counters().unwrap().redirected(), 1);
+    assert_eq!(pod.process.served(), 0, "the API server was reached");
+}
+
 /// Every connect during a take-over is redirected or refused.
 #[test]
 fn a_take_over_has_no_gap() {

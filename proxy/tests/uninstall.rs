@@ -16,7 +16,7 @@ use understudy::{
     kernel,
 };
 
-const MAPS: [&str; 8] = [
+const MAPS: [&str; 9] = [
     "PODS",
     "API_SERVERS",
     "ORIGINS",
@@ -24,6 +24,7 @@ const MAPS: [&str; 8] = [
     "HELD",
     "TAKEN",
     "HEARTBEAT",
+    "MARKS",
     "COUNTERS",
 ];
 

@@ -22,8 +22,9 @@ pub(crate) fn ebpf(toolchain: &Toolchain, logging: bool) -> Result<()> {
         build.args(["--features", "log"]);
     }
     run(&mut build).context("the kernel programs don't build")?;
-    let object = ebpf_target().join("bpfel-unknown-none/release/understudy-ebpf");
-    put_if_changed(&object, &workspace::ebpf_object())
+    let objects = ebpf_target().join("bpfel-unknown-none/release");
+    put_if_changed(&objects.join("understudy-shortcut"), &workspace::shortcut_object())?;
+    put_if_changed(&objects.join("understudy-ebpf"), &workspace::ebpf_object())
 }
 
 fn ebpf_target() -> PathBuf {

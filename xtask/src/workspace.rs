@@ -23,6 +23,11 @@ pub(crate) fn ebpf_object() -> PathBuf {
     target().join("ebpf/understudy-ebpf.o")
 }
 
+/// The object of an experiment that one test loads (`proxy/tests/shortcut.rs`).
+pub(crate) fn shortcut_object() -> PathBuf {
+    target().join("ebpf/understudy-shortcut.o")
+}
+
 /// The root of `cargo install` for tools that are built from source.
 pub(crate) fn tools() -> PathBuf {
     target().join("tools")

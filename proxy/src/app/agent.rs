@@ -235,9 +235,8 @@ impl Agent {
 
 fn watch_memory(limits: &Limits, metrics: &Metrics) -> Arc<Pressure> {
     let pressure = Arc::<Pressure>::default();
-    if let Some(limit) = limits.memory_limit {
-        tokio::spawn(Arc::clone(&pressure).watch(limit, memory::resident, metrics.clone()));
-    }
+    let limit = limits.memory_limit;
+    tokio::spawn(Arc::clone(&pressure).watch(limit, memory::resident, memory::give_back, metrics.clone()));
     pressure
 }
 

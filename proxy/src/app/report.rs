@@ -11,6 +11,7 @@ use understudy_common::Counter;
 
 use crate::{
     admin::Condition,
+    clock,
     credentials::TokenFile,
     enrol::{Enrolment, PodState, PodStatus},
     kernel::Kernel,
@@ -54,14 +55,14 @@ pub(super) async fn report_token(mut token: TokenFile, condition: Condition) {
             Ok(_) => condition.ready(),
             Err(_) => condition.not_ready("the agent has no token of its own; its log says why"),
         }
-        let _ = tokio::time::timeout(LOOK, token.changed()).await;
+        let _ = tokio::time::timeout_at(clock::moment_in(LOOK), token.changed()).await;
     }
 }
 
 /// Counts among the limits what the kernel programs refuse because a pod has its places in the flow table full. Ends with
 /// the kernel side.
 pub(super) async fn report_full_pods(kernel: Weak<Kernel>, metrics: Arc<Metrics>) {
-    const LOOK: Duration = Duration::from_secs(5);
+    const LOOK: Duration = Duration::from_secs(15);
     // An earlier agent's are in the kernel's count as well.
     let mut before = None;
     while let Some(kernel) = kernel.upgrade() {
@@ -71,7 +72,7 @@ pub(super) async fn report_full_pods(kernel: Weak<Kernel>, metrics: Arc<Metrics>
             metrics.limit_hit_times(Limit::PendingConnections, since);
         }
         drop(kernel);
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep_until(clock::moment_in(LOOK)).await;
     }
 }
 

@@ -88,15 +88,20 @@ impl Capture {
 
     /// Some of it passes.
     pub fn passes(&self, data: &[u8]) {
-        if matches!(self.form, Form::Other(_)) && !data.is_empty() {
-            // That there was one is all that is told of it.
-            self.kept().is_cut = true;
-            return;
-        }
         let mut kept = self.kept();
-        let room = self.limit.saturating_sub(kept.bytes.len());
-        kept.is_cut |= data.len() > room;
-        kept.bytes.extend_from_slice(data.get(..room).unwrap_or(data));
+        let room = match self.form {
+            Form::Json | Form::GzippedJson => self.limit.saturating_sub(kept.bytes.len()),
+            Form::Other(_) => 0,
+        };
+        if kept.is_cut || data.len() > room {
+            // A part of it is of no use: that there was more is all that is told.
+            *kept = Kept {
+                bytes: Vec::new(),
+                is_cut: true,
+            };
+        } else {
+            kept.bytes.extend_from_slice(data);
+        }
     }
 
     /// What there was of it; `None` if there was nothing.

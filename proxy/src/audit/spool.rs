@@ -82,7 +82,7 @@ pub(super) struct Batch {
 
 impl Spool {
     /// Begins a queue of this agent's own below `root`, which is made for the agent alone.
-    pub(super) fn begin(root: &Path, limit: u64, left: Gauge) -> io::Result<Self> {
+    pub(super) fn begin(root: &Path, limit: u64, left: &Gauge) -> io::Result<Self> {
         make(root, true)?;
         let mut number = siblings(root)?.last().map_or(1, |(last, _)| last + 1);
         loop {

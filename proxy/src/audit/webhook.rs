@@ -21,7 +21,7 @@ use tokio::{
 
 pub use self::config::{Endpoint, WebhookError};
 use super::spool::{Batch, Spool};
-use crate::{backoff::Backoff, metrics::WebhookMetrics, tls};
+use crate::{backoff::Backoff, clock, metrics::WebhookMetrics, tls};
 
 /// As many events go together, as kube-apiserver has it (`--audit-webhook-batch-max-size`).
 const BATCH_EVENTS: usize = 400;
@@ -32,7 +32,7 @@ const GATHER: Duration = Duration::from_millis(500);
 /// How long the webhook may take for a connection, or for an answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How often to look for what another agent left behind.
-const LOOK_AROUND: Duration = Duration::from_secs(5);
+const LOOK_AROUND: Duration = Duration::from_secs(10);
 const RETRY: std::ops::Range<Duration> = Duration::from_millis(500)..Duration::from_secs(30);
 const COMPLAIN_EVERY: Duration = Duration::from_secs(30);
 /// An answer is read so far, so that the connection can be used again.
@@ -124,7 +124,7 @@ impl Sender {
                 tracing::info!("the audit webhook takes events again");
             }
             // An earlier agent may only now have ended, while there is nothing else to do.
-            match time::timeout(LOOK_AROUND, self.spool.readable()).await {
+            match time::timeout_at(clock::moment_in(LOOK_AROUND), self.spool.readable()).await {
                 Ok(false) => return,
                 Ok(true) => time::sleep(GATHER).await,
                 Err(_) => {}

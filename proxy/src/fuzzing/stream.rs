@@ -1,41 +1,61 @@
 //! A client's bytes on an HTTP/1 connection: the first says in pieces of what size they come, the rest are the stream.
 //!
-//! What the screen hands on is read here once more, by the grammar of RFC 9112 and nothing else.
+//! What is taken for requests is read here once more, by the grammar of RFC 9112 and nothing else.
+
+use bytes::BytesMut;
+use http::Version;
 
 use crate::{
-    inbound::screen::framer::{Framer, Then},
+    inbound::http1::{
+        framer::{Framer, Piece},
+        head::{Framing, Verdict},
+    },
     limits::Limits,
 };
 
-/// What is handed on can be read in one way, whole heads first, and however the stream is cut, the same of it is.
+/// What is served can be read in one way, whole heads first, and however the stream is cut, the same of it is.
 pub(super) fn holds(bytes: &[u8]) {
     let Some((size, stream)) = bytes.split_first() else {
         return;
     };
-    let whole = Handed::on(stream, stream.len().max(1));
-    let cut = Handed::on(stream, usize::from(*size).max(1));
+    let whole = Taken::of(stream, stream.len().max(1));
+    let cut = Taken::of(stream, usize::from(*size).max(1));
     whole.is_plain(stream);
     cut.is_plain(stream);
     if matches!(whole.then, Then::Refuse(_)) {
-        // A body that breaks in sight of its head refuses all of the request; otherwise its beginning has passed.
+        // A body that breaks in sight of its head refuses all of the request; otherwise its beginning was taken.
         assert!(cut.good >= whole.good, "{whole:?} {cut:?}");
         assert!(matches!(cut.then, Then::Refuse(_) | Then::Break), "{whole:?} {cut:?}");
+        assert_eq!(whole.requests, cut.requests[..whole.requests.len()]);
     } else {
         assert_eq!(whole, cut);
     }
 }
 
+/// What comes after what was taken.
+#[derive(Debug, PartialEq, Eq)]
+enum Then {
+    More,
+    /// What the answer to the last head says: another head, or bytes of another protocol.
+    Decide,
+    Refuse(Verdict),
+    Break,
+}
+
+/// A request: its line, how many fields it has, and as much of its body as there is.
+type Seen = (String, usize, Vec<u8>);
+
 /// What became of a stream.
 #[derive(Debug, PartialEq, Eq)]
-struct Handed {
+struct Taken {
     good: usize,
-    heads: u64,
+    requests: Vec<Seen>,
     then: Then,
 }
 
-impl Handed {
-    /// As the screen does it: what isn't good yet comes again, with the next piece.
-    fn on(stream: &[u8], size: usize) -> Self {
+impl Taken {
+    /// As a connection does it: what isn't taken comes again, with the next piece.
+    fn of(stream: &[u8], size: usize) -> Self {
         let mut framer = Framer::new(&Limits {
             max_header_bytes: 2048,
             max_headers: 96,
@@ -43,34 +63,91 @@ impl Handed {
         });
         let mut this = Self {
             good: 0,
-            heads: 0,
+            requests: Vec::new(),
             then: Then::More,
         };
-        let mut end = 0;
-        while end < stream.len() && this.then == Then::More {
-            end = (end + size).min(stream.len());
-            let shown = framer.show(&stream[this.good..end]);
-            this.good += shown.good;
-            this.heads += shown.heads;
-            this.then = shown.then;
+        let mut held = BytesMut::new();
+        for piece in stream.chunks(size) {
+            held.extend_from_slice(piece);
+            this.take(&mut framer, &mut held);
+            if this.then != Then::More {
+                break;
+            }
         }
         this
     }
 
+    fn take(&mut self, framer: &mut Framer, read: &mut BytesMut) {
+        loop {
+            let before = read.len();
+            match framer.body(read) {
+                Piece::Data(data, is_last) => {
+                    assert_eq!(is_last, framer.is_between_requests());
+                    self.requests
+                        .last_mut()
+                        .into_iter()
+                        .for_each(|request| request.2.extend(&data));
+                }
+                Piece::More => {
+                    self.good += before - read.len();
+                    return;
+                }
+                Piece::Broken => self.then = Then::Break,
+                Piece::End => {
+                    // The end of the last body is taken with it.
+                    self.good += before - read.len();
+                    let before = read.len();
+                    match framer.head(read) {
+                        Ok(Some(head)) => {
+                            let request = &head.request;
+                            let line = format!("{} {} {:?}", request.method(), request.uri(), request.version());
+                            self.requests.push((line, request.headers().len(), Vec::new()));
+                            if head.framing == Framing::Undecided {
+                                self.then = Then::Decide;
+                            }
+                            assert!(!head.expects || request.version() == Version::HTTP_11);
+                        }
+                        Ok(None) => return,
+                        Err(verdict) => {
+                            self.then = Then::Refuse(verdict);
+                            return;
+                        }
+                    }
+                    self.good += before - read.len();
+                    if self.then != Then::More {
+                        return;
+                    }
+                    continue;
+                }
+            }
+            self.good += before - read.len();
+            if self.then != Then::More {
+                return;
+            }
+        }
+    }
+
     fn is_plain(&self, stream: &[u8]) {
         let mut reader = Reader(&stream[..self.good]);
-        let mut heads = 0;
+        let mut requests = Vec::new();
         while !reader.0.is_empty() {
-            heads += 1;
             // A body may go on beyond what has come; a head may not.
-            let Some(body) = reader.head() else {
-                panic!("a head was handed on in part: {}", self.good);
+            let Some((fields, body)) = reader.head() else {
+                panic!("a head was taken in part: {}", self.good);
             };
-            if reader.body(body).is_none() {
+            let mut data = Vec::new();
+            let ended = reader.body(body, &mut data);
+            requests.push((fields, data));
+            if ended.is_none() {
                 break;
             }
         }
-        assert_eq!(heads, self.heads, "{self:?}");
+        let taken: Vec<_> = self
+            .requests
+            .iter()
+            .map(|(_, fields, data)| (*fields, data.clone()))
+            .collect();
+        assert_eq!(requests, taken, "{self:?}");
     }
 }
 
@@ -84,19 +161,21 @@ enum Body {
 struct Reader<'b>(&'b [u8]);
 
 impl<'b> Reader<'b> {
-    fn head(&mut self) -> Option<Body> {
+    /// How many fields it has, and what follows.
+    fn head(&mut self) -> Option<(usize, Body)> {
         let mut line = self.line()?;
         if line.is_empty() {
             line = self.line()?;
         }
         let minor = request_line(line);
-        let (mut hosts, mut lengths, mut encodings) = (0, Vec::new(), 0);
+        let (mut fields, mut hosts, mut lengths, mut encodings) = (0, 0, Vec::new(), 0);
         loop {
             let line = self.line()?;
             if line.is_empty() {
                 break;
             }
             let (name, value) = field(line);
+            fields += 1;
             match name.to_ascii_lowercase().as_slice() {
                 b"host" => hosts += 1,
                 b"content-length" => lengths.push(number(value, 10)),
@@ -110,25 +189,27 @@ impl<'b> Reader<'b> {
         assert!(hosts == 1 || minor == b'0' && hosts == 0, "{hosts} hosts");
         assert!(lengths.len() + encodings <= 1, "two lengths");
         assert!(minor == b'1' || encodings == 0, "chunks in HTTP/1.0");
-        Some(if encodings == 1 {
+        let body = if encodings == 1 {
             Body::Chunked
         } else {
             Body::Sized(lengths.first().copied().unwrap_or(0))
-        })
+        };
+        Some((fields, body))
     }
 
-    fn body(&mut self, body: Body) -> Option<()> {
+    /// Its data, as far as they have come.
+    fn body(&mut self, body: Body, data: &mut Vec<u8>) -> Option<()> {
         match body {
-            Body::Sized(length) => self.skip(length),
+            Body::Sized(length) => self.take(length, data),
             Body::Chunked => {
                 while let size @ 1.. = self.size()? {
-                    self.skip(size)?;
+                    self.take(size, data)?;
                     self.end()?;
                 }
                 while let line = self.line()?
                     && !line.is_empty()
                 {
-                    assert!(!line.starts_with(b" ") && !line.starts_with(b"\t"), "a folded trailer");
+                    field(line);
                 }
                 Some(())
             }
@@ -147,8 +228,9 @@ impl<'b> Reader<'b> {
         Some(())
     }
 
-    fn skip(&mut self, length: u64) -> Option<()> {
+    fn take(&mut self, length: u64, data: &mut Vec<u8>) -> Option<()> {
         let length = usize::try_from(length).unwrap_or(usize::MAX);
+        data.extend_from_slice(&self.0[..length.min(self.0.len())]);
         let rest = self.0.get(length..);
         self.0 = rest.unwrap_or_default();
         rest.map(drop)

@@ -1,4 +1,5 @@
-//! HTTP/1.1 and HTTP/2 over one connection, by hyper, within limits that are set here and not left to defaults.
+//! HTTP/1.1, by [`http1`], and HTTP/2, by hyper, over one connection, within limits that are set here and not left to
+//! defaults.
 
 use std::{
     convert::Infallible,
@@ -6,26 +7,20 @@ use std::{
     pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use http::{Request, StatusCode};
-use hyper::{
-    body::Incoming,
-    server::conn::{http1, http2},
-    service::service_fn,
-};
+use http::{Request, Response};
+use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::{io::InspectReader, sync::CancellationToken};
 
-use super::{
-    screen::{Progress, Screen},
-    tls::Accepted,
-};
+use super::{http1, tls::Accepted};
 use crate::{
+    body::{ResponseBody, client::ClientBody},
     forward::{Forwarder, Origin},
     limits::Limits,
     metrics::{Limit, Metrics},
@@ -47,8 +42,6 @@ const RESETS_OF_OURS: usize = 64;
 const FIELD_OVERHEAD: u32 = 32;
 /// What an HTTP/2 client sends first (RFC 9113, section 3.4).
 const PREFACE: usize = 24;
-/// For hyper to have in its buffer besides a head.
-const ROOM: usize = 16 * 1024;
 
 /// What a connection is served with.
 pub(super) struct Terms<'a> {
@@ -59,6 +52,16 @@ pub(super) struct Terms<'a> {
     pub(super) drain: &'a CancellationToken,
     /// Cancelled when the session is over.
     pub(super) ended: &'a CancellationToken,
+}
+
+impl Terms<'_> {
+    /// No new request is taken.
+    async fn stopped(&self) {
+        tokio::select! {
+            () = self.drain.cancelled() => {}
+            () = self.ended.cancelled() => {}
+        }
+    }
 }
 
 /// Serves a connection until the client leaves it, the agent drains, or the session ends.
@@ -72,55 +75,48 @@ pub(super) async fn serve(accepted: Accepted, terms: Terms<'_>) {
     }
 }
 
-macro_rules! until_closed {
-    ($connection:expr, $terms:expr, $late:expr) => {
-        let mut connection = pin!($connection);
-        let outcome = tokio::select! {
-            outcome = connection.as_mut() => outcome,
-            () = async { tokio::select! { () = $terms.drain.cancelled() => {}, () = $terms.ended.cancelled() => {} } } => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-            () = $late => Ok(()),
-        };
-        if let Err(error) = outcome {
-            tracing::debug!(%error, "a client's connection broke");
-        }
-    };
+/// Answers what comes over HTTP/1.1.
+struct Http1<'t> {
+    forwarder: &'t Forwarder,
+    origin: &'t Origin,
+}
+
+impl http1::Service for Http1<'_> {
+    type Body = ResponseBody;
+
+    fn serve(&self, request: Request<ClientBody>) -> impl Future<Output = Response<ResponseBody>> + Send {
+        self.forwarder.serve(self.origin, request)
+    }
+
+    fn refuse(&self, verdict: &http1::Verdict) -> Response<ResponseBody> {
+        let mut refused = Request::new(());
+        refused.method_mut().clone_from(&verdict.method);
+        refused.uri_mut().clone_from(&verdict.target);
+        count(&self.forwarder.metrics, verdict.refusal);
+        self.forwarder.decline(self.origin, &refused, verdict.refusal)
+    }
 }
 
 async fn serve_http1<S>(stream: S, terms: Terms<'_>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let progress = Arc::<Progress>::default();
-    let screen = Screen::new(stream, terms.limits, Arc::clone(&progress));
-    let (forwarder, origin) = (Arc::clone(&terms.forwarder), terms.origin.clone());
-    let service = service_fn(move |request: Request<Incoming>| {
-        let (forwarder, origin, turn) = (Arc::clone(&forwarder), origin.clone(), progress.begin());
-        // Boxed, here and below: hyper keeps its room until the answer's body has ended, which for a watch is long.
-        Box::pin(async move {
-            let response = match turn.verdict() {
-                Some(verdict) => {
-                    let mut refused = Request::new(());
-                    refused.method_mut().clone_from(&verdict.method);
-                    refused.uri_mut().clone_from(&verdict.target);
-                    count(&forwarder.metrics, verdict.refusal);
-                    forwarder.decline(&origin, &refused, verdict.refusal)
-                }
-                None => forwarder.serve(&origin, request).await,
-            };
-            let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-            Ok::<_, Infallible>(response.map(|body| turn.answer(switched, body)))
-        })
-    });
-    // The screen has judged a head before hyper sees it, and keeps its time.
-    let connection = http1::Builder::new()
-        .max_headers(terms.limits.max_headers as usize)
-        .max_buf_size(terms.limits.max_header_bytes as usize + ROOM)
-        .serve_connection(TokioIo::new(screen), service)
-        .with_upgrades();
-    until_closed!(connection, terms, pending::<()>());
+    let service = Http1 {
+        forwarder: &terms.forwarder,
+        origin: &terms.origin,
+    };
+    let stopping = AtomicBool::new(false);
+    let mut connection = pin!(http1::serve(stream, terms.limits, &service, &stopping));
+    let outcome = tokio::select! {
+        outcome = connection.as_mut() => outcome,
+        () = terms.stopped() => {
+            stopping.store(true, Ordering::Relaxed);
+            connection.await
+        }
+    };
+    if let Err(error) = outcome {
+        tracing::debug!(%error, "a client's connection was cut");
+    }
 }
 
 async fn serve_http2<S>(stream: S, terms: Terms<'_>)
@@ -137,13 +133,14 @@ where
     let service = service_fn(move |request: Request<Incoming>| {
         let (forwarder, origin) = (Arc::clone(&forwarder), origin.clone());
         let beyond = beyond(&limits, &request);
+        // Boxed: hyper keeps its room until the answer's body has ended, which for a watch is long.
         Box::pin(async move {
             Ok::<_, Infallible>(match beyond {
                 Some(refusal) => {
                     count(&forwarder.metrics, refusal);
                     forwarder.decline(&origin, &request, refusal)
                 }
-                None => forwarder.serve(&origin, request).await,
+                None => forwarder.serve(&origin, request.map(ClientBody::from)).await,
             })
         })
     });
@@ -167,7 +164,18 @@ where
         }
         terms.forwarder.metrics.limit_hit(Limit::HeaderTimeout);
     };
-    until_closed!(connection, terms, silent);
+    let mut connection = pin!(connection);
+    let outcome = tokio::select! {
+        outcome = connection.as_mut() => outcome,
+        () = terms.stopped() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+        () = silent => Ok(()),
+    };
+    if let Err(error) = outcome {
+        tracing::debug!(%error, "a client's connection broke");
+    }
 }
 
 /// How much of a head is decoded at all. What is beyond the limit and within this is refused by ourselves, with a

@@ -5,7 +5,10 @@ use std::{
     collections::{BTreeSet, HashMap as StdHashMap},
     ops::RangeInclusive,
     os::fd::{AsFd as _, OwnedFd},
-    sync::Mutex,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -69,6 +72,8 @@ pub(super) struct Flows {
     map: OwnedFd,
     held: Mutex<HashMap<MapData, u64, u64>>,
     taken: Mutex<HashMap<MapData, u64, u64>>,
+    /// How many this agent has taken.
+    taken_here: AtomicU64,
 }
 
 impl Flows {
@@ -82,6 +87,7 @@ impl Flows {
             table: Mutex::new(HashMap::try_from(flows).map_err(MapError::of(map::FLOWS))?),
             held: Mutex::new(HashMap::try_from(held).map_err(MapError::of(map::HELD))?),
             taken: Mutex::new(HashMap::try_from(taken).map_err(MapError::of(map::TAKEN))?),
+            taken_here: AtomicU64::new(0),
         })
     }
 
@@ -123,6 +129,7 @@ impl Flows {
             Err(error) => return Err(MapError::of(map::FLOWS)(error)),
         };
         if ignore_absent(table.remove(key)).map_err(MapError::of(map::FLOWS))? {
+            self.taken_here.fetch_add(1, Ordering::Relaxed);
             self.count_taken(record.enrolment)?;
         }
         Ok(Some(record))
@@ -174,7 +181,13 @@ impl Kernel {
         Ok(record.map(|record| Flow::from_record(&record, boot_ns())))
     }
 
-    /// How many connections are on their way to a listener.
+    /// How many records this agent has removed from the flow table, since it began.
+    #[must_use]
+    pub fn flows_taken(&self) -> u64 {
+        self.flows.taken_here.load(Ordering::Relaxed)
+    }
+
+    /// How many connections are on their way to a listener, by walking the table.
     ///
     /// # Errors
     /// Where the map can't be read.

@@ -10,7 +10,7 @@ use std::{
 
 use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use tokio::sync::watch;
-use understudy_common::{Endpoint, Heartbeat, LAYOUT_VERSION, PodEntry, map};
+use understudy_common::{Endpoint, Heartbeat, LAYOUT_VERSION, PodEntry, map, mark};
 
 use super::{Counters, MapError, PinError, boot_ns, flows::Flows, pins::Pins};
 use crate::pod::CgroupId;
@@ -22,6 +22,7 @@ pub(super) const BPF_NOEXIST: u64 = 1;
 /// to the API server: the heartbeat stops.
 pub struct Kernel {
     pub(super) pods: Mutex<HashMap<MapData, u64, PodEntry>>,
+    pub(super) marks: Mutex<Array<MapData, u32>>,
     pub(super) api_servers: Mutex<HashMap<MapData, Endpoint, u32>>,
     pub(super) flows: Flows,
     pub(super) heartbeat: Mutex<Array<MapData, Heartbeat>>,
@@ -97,8 +98,21 @@ impl Kernel {
             if entry.port4 != 0 || entry.port6 != 0 {
                 self.count(&pods, entry.enrolment)?;
             }
+            self.mark(pod)?;
             pods.insert(pod.0, entry, 0).map_err(MapError::of(map::PODS))
         })
+    }
+
+    /// Before its entry is there: a pod without its mark isn't looked for, and so would go straight through.
+    fn mark(&self, pod: CgroupId) -> Result<(), MapError> {
+        lock(&self.marks)
+            .set(mark(pod.0), 1, 0)
+            .map_err(MapError::of(map::MARKS))
+    }
+
+    /// Sets the marks of all pods that are tagged, whatever the map was that they were in.
+    pub(super) fn mark_all(&self) -> Result<(), MapError> {
+        self.pods()?.iter().try_for_each(|(pod, _)| self.mark(*pod))
     }
 
     /// Begins to count an enrolment. Those that are over make room for it, where there is none.
@@ -123,6 +137,7 @@ impl Kernel {
     /// # Errors
     /// Where the map can't be written, being full for one.
     pub fn add_pod(&self, pod: CgroupId, entry: &PodEntry) -> Result<(), MapError> {
+        self.mark(pod)?;
         match lock(&self.pods).insert(pod.0, entry, BPF_NOEXIST) {
             Err(aya::maps::MapError::SyscallError(error))
                 if error.io_error.kind() == std::io::ErrorKind::AlreadyExists =>

@@ -142,6 +142,7 @@ impl Kernel {
         }
         log::follow(&mut object);
         let kernel = take_maps(&mut object, pins, options)?;
+        kernel.mark_all()?;
         Ok((object, kernel))
     }
 
@@ -213,6 +214,7 @@ fn take_maps(object: &mut Ebpf, pins: Pins, options: &Options) -> Result<Kernel,
     check_layout(&heartbeat, &pins)?;
     Ok(Kernel {
         pods: Mutex::new(HashMap::try_from(take(object, map::PODS)?).map_err(MapError::of(map::PODS))?),
+        marks: Mutex::new(Array::try_from(take(object, map::MARKS)?).map_err(MapError::of(map::MARKS))?),
         api_servers: Mutex::new(
             HashMap::try_from(take(object, map::API_SERVERS)?).map_err(MapError::of(map::API_SERVERS))?,
         ),

@@ -85,8 +85,9 @@ impl Shape {
     }
 }
 
-const SHAPES: [Shape; 8] = [
+const SHAPES: [Shape; 9] = [
     Shape::of::<u64, PodEntry>(map::PODS, MapType::Hash),
+    Shape::of::<u32, u32>(map::MARKS, MapType::Array),
     Shape::of::<Endpoint, u32>(map::API_SERVERS, MapType::Hash),
     Shape::of::<i32, Origin>(map::ORIGINS, MapType::SkStorage),
     Shape::of::<FlowKey, FlowRecord>(map::FLOWS, MapType::Hash),

@@ -15,6 +15,9 @@ use crate::{
     request_info::{Reading, RequestInfo, ResourceRequest},
 };
 
+/// A pod with no more than so much open isn't made to give way when memory is used up: it isn't what fills it.
+pub(super) const SPARED: usize = 64;
+
 /// A pod's counts, one number each: whoever comes and goes touches nothing else.
 #[derive(Debug, Default)]
 pub struct Load {
@@ -25,6 +28,8 @@ pub struct Load {
     handshakes: OnceLock<Semaphore>,
     /// All that is open is to end, for the memory is needed.
     pub(crate) shed: Notify,
+    /// Told whenever the pod opens something beyond what it is spared for.
+    pub(super) crowding: OnceLock<Arc<Notify>>,
 }
 
 /// What is counted.
@@ -111,6 +116,11 @@ impl Place {
         if count.fetch_add(1, Ordering::Relaxed) >= limit as usize {
             count.fetch_sub(1, Ordering::Relaxed);
             return None;
+        }
+        if pod.load.total() > SPARED
+            && let Some(crowding) = pod.load.crowding.get()
+        {
+            crowding.notify_one();
         }
         Some(Self {
             pod: Arc::clone(pod),

@@ -3,7 +3,10 @@
 //!
 //! The limit is told (`--memory-limit`), the kubelet's own by default; what counts against it is the process's resident
 //! memory. From four fifths of it on, pods that have much open get nothing more; from nine tenths on, the pod that has
-//! most open loses it all.
+//! most open loses it all. A pod that has little open is never asked, so that while all have little open there is nothing
+//! to look for, and the memory is looked at now and then only.
+//!
+//! When much of what was open has closed, what it had goes back to the system.
 
 use std::{
     collections::HashMap,
@@ -15,25 +18,39 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::{
+    sync::Notify,
+    task::spawn_blocking,
+    time::{Instant, sleep, timeout_at},
+};
 
+use super::{
+    heap::{self, Ebb},
+    load::SPARED,
+};
 use crate::{
+    clock,
     metrics::{Limit, Metrics},
     pod::{CgroupId, EnrolledPod},
 };
 
-/// How often the memory is looked at. A pod's clients can fill some tens of megabytes meanwhile.
+/// How often the memory is looked at while a pod has much open. A pod's clients can fill some tens of megabytes meanwhile.
 const TICK: Duration = Duration::from_millis(50);
-/// How long what was ended may take to be given back before another pod is looked for.
+/// How often what is open is looked at while it is much, but no one pod's; or there is no limit.
+const SLOW_TICK: Duration = Duration::from_secs(2);
+/// How often while it is little.
+const IDLE_TICK: Duration = Duration::from_secs(10);
+/// How long what was ended may take to be given back before another pod is looked for; and the least between two times that
+/// spare memory goes back.
 const RESPITE: Duration = Duration::from_secs(1);
-/// A pod with no more than so much open isn't made to give way: it isn't what fills the memory.
-const SPARED: usize = 64;
 
 /// How the agent's memory stands, and whose connections fill it.
 #[derive(Debug, Default)]
 pub struct Pressure {
     high: AtomicBool,
     pods: Mutex<HashMap<CgroupId, Weak<EnrolledPod>>>,
+    /// Told by each pod that has much open whenever it opens more.
+    crowding: Arc<Notify>,
 }
 
 /// What is to be done.
@@ -47,6 +64,8 @@ enum Verdict {
 impl Pressure {
     /// Remembers a pod that opens its first connection.
     pub fn notice(&self, pod: &Arc<EnrolledPod>) {
+        // Set already, where the pod had a first connection before.
+        let _ = pod.load.crowding.set(Arc::clone(&self.crowding));
         let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
         pods.retain(|_, pod| pod.strong_count() > 0);
         pods.insert(pod.cgroup_id, Arc::downgrade(pod));
@@ -58,36 +77,83 @@ impl Pressure {
         self.high.load(Ordering::Relaxed) && pod.load.total() > SPARED
     }
 
-    /// Looks at the memory for as long as the agent runs. `resident` tells it in bytes.
-    pub async fn watch(self: Arc<Self>, limit: u64, resident: impl Fn() -> io::Result<u64>, metrics: Metrics) {
-        let mut tick = interval(TICK);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut shed: Option<Instant> = None;
+    /// Looks at the memory for as long as the agent runs. `resident` tells it in bytes, and `give_back` gives back what is
+    /// spare; it may block.
+    pub async fn watch(
+        self: Arc<Self>,
+        limit: Option<u64>,
+        resident: impl Fn() -> io::Result<u64>,
+        give_back: impl Fn() + Clone + Send + 'static,
+        metrics: Metrics,
+    ) {
+        let mut ebb = Ebb::new();
+        let mut shed = None;
+        let mut look = Instant::now() + RESPITE;
         loop {
-            tick.tick().await;
-            let verdict = match resident() {
-                Ok(resident) => judge(resident, limit),
-                Err(error) => {
-                    tracing::error!(%error, "the agent's memory can't be read: --memory-limit isn't kept");
-                    return;
-                }
+            let crowded = match limit {
+                Some(limit) => match resident() {
+                    Ok(resident) => {
+                        self.hold(resident, limit, &mut shed, &metrics);
+                        self.heaviest().is_some()
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "the agent's memory can't be read: --memory-limit isn't kept");
+                        return;
+                    }
+                },
+                None => false,
             };
-            let was_high = self.high.swap(verdict != Verdict::Calm, Ordering::Relaxed);
-            if !was_high && verdict != Verdict::Calm {
-                tracing::warn!(
-                    limit,
-                    "memory is nearly used up: pods that have much open get nothing more"
-                );
-            }
-            if verdict == Verdict::GiveWay && shed.is_none_or(|at| at.elapsed() >= RESPITE) {
-                shed = Some(Instant::now());
-                if let Some(pod) = self.heaviest() {
-                    metrics.limit_hit(Limit::Memory);
-                    tracing::error!(pod = %pod.wanted.name, open = pod.load.total(), limit, "memory is used up: all that the pod has open is ended");
-                    pod.load.shed.notify_waiters();
+            let open = self.open();
+            ebb.saw(open);
+            if look <= Instant::now() {
+                look = Instant::now() + RESPITE;
+                if ebb.is_due(open)
+                    && let Err(error) = spawn_blocking(give_back.clone()).await
+                {
+                    tracing::warn!(%error, "memory that is spare isn't given back");
                 }
+            }
+            if crowded {
+                sleep(TICK).await;
+                continue;
+            }
+            // Whoever opens much after it was last looked is heard here: what was told is kept until then.
+            let tick = if ebb.holds_much() { SLOW_TICK } else { IDLE_TICK };
+            let crowding = timeout_at(clock::moment_in(tick), self.crowding.notified()).await;
+            if crowding.is_ok() && limit.is_none() {
+                // What a crowd opens is told each time.
+                sleep(TICK).await;
             }
         }
+    }
+
+    /// Acts on how much memory is used.
+    fn hold(&self, resident: u64, limit: u64, shed: &mut Option<Instant>, metrics: &Metrics) {
+        let verdict = judge(resident, limit);
+        let was_high = self.high.swap(verdict != Verdict::Calm, Ordering::Relaxed);
+        if !was_high && verdict != Verdict::Calm {
+            tracing::warn!(
+                limit,
+                "memory is nearly used up: pods that have much open get nothing more"
+            );
+        }
+        if verdict == Verdict::GiveWay && shed.is_none_or(|at| at.elapsed() >= RESPITE) {
+            *shed = Some(Instant::now());
+            if let Some(pod) = self.heaviest() {
+                metrics.limit_hit(Limit::Memory);
+                tracing::error!(pod = %pod.wanted.name, open = pod.load.total(), limit, "memory is used up: all that the pod has open is ended");
+                pod.load.shed.notify_waiters();
+            }
+        }
+    }
+
+    /// What all pods have open.
+    fn open(&self) -> usize {
+        let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        pods.values()
+            .filter_map(Weak::upgrade)
+            .map(|pod| pod.load.total())
+            .sum()
     }
 
     fn heaviest(&self) -> Option<Arc<EnrolledPod>> {
@@ -106,6 +172,11 @@ fn judge(resident: u64, limit: u64) -> Verdict {
     } else {
         Verdict::Calm
     }
+}
+
+/// Gives what is spare back to the system, for [`Pressure::watch`].
+pub fn give_back() {
+    heap::give_back();
 }
 
 /// The process's resident memory in bytes, without what it shares with files.
@@ -127,7 +198,7 @@ mod tests {
     use std::sync::atomic::AtomicU64;
 
     use rstest::rstest;
-    use tokio::time::{sleep, timeout};
+    use tokio::time::timeout;
     use tokio_util::sync::CancellationToken;
 
     use super::*;
@@ -184,7 +255,7 @@ mod tests {
         let metrics = Metrics::new();
         let read = Arc::clone(&memory);
         let resident = move || Ok(read.load(Ordering::SeqCst));
-        tokio::spawn(Arc::clone(&pressure).watch(100, resident, metrics.clone()));
+        tokio::spawn(Arc::clone(&pressure).watch(Some(100), resident, || (), metrics.clone()));
         sleep(TICK * 2).await;
         assert!(!pressure.refuses(&greedy));
         memory.store(85, Ordering::SeqCst);
@@ -211,6 +282,59 @@ mod tests {
             }
         };
         timeout(RESPITE, calm).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_looked_at_often_while_a_pod_has_much_open_and_seldom_otherwise() {
+        let pressure = Arc::new(Pressure::default());
+        let pod = pod(1);
+        let modest = open(&pod, SPARED);
+        pressure.notice(&pod);
+        let looks = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&looks);
+        let resident = move || {
+            counted.fetch_add(1, Ordering::SeqCst);
+            Ok(85)
+        };
+        tokio::spawn(Arc::clone(&pressure).watch(Some(100), resident, || (), Metrics::new()));
+        let looks_in = async |span| {
+            let before = looks.load(Ordering::SeqCst);
+            sleep(span).await;
+            looks.load(Ordering::SeqCst) - before
+        };
+        sleep(TICK).await;
+        assert!(looks_in(Duration::from_mins(1)).await <= 31);
+        // One more is heard of at once, though the next look would be seconds away.
+        let one_more = open(&pod, 1);
+        assert!(looks_in(TICK * 10).await >= 9);
+        assert!(pressure.refuses(&pod));
+        drop(one_more);
+        sleep(TICK * 2).await;
+        assert!(looks_in(Duration::from_mins(1)).await <= 32);
+        drop(modest);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_closes_goes_back_with_and_without_a_limit() {
+        for limit in [None, Some(1 << 40)] {
+            let pressure = Arc::new(Pressure::default());
+            let pod = pod(1);
+            pressure.notice(&pod);
+            let times = Arc::new(AtomicU64::new(0));
+            let counted = Arc::clone(&times);
+            let give_back = move || {
+                counted.fetch_add(1, Ordering::SeqCst);
+            };
+            tokio::spawn(Arc::clone(&pressure).watch(limit, || Ok(1), give_back, Metrics::new()));
+            sleep(SLOW_TICK * 2).await;
+            assert_eq!(times.load(Ordering::SeqCst), 1, "what starting took");
+            let places = open(&pod, 900);
+            sleep(SLOW_TICK * 2).await;
+            assert_eq!(times.load(Ordering::SeqCst), 1);
+            drop(places);
+            sleep(SLOW_TICK * 3).await;
+            assert_eq!(times.load(Ordering::SeqCst), 2, "limit {limit:?}");
+        }
     }
 
     #[test]

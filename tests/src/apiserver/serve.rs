@@ -1,7 +1,7 @@
 //! The way of one request: record, fault, authenticate, impersonate, authorize, dispatch. In the order in which
 //! kube-apiserver chains its filters; what the handlers answer is theirs.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header, request::Parts};
@@ -28,6 +28,8 @@ use super::{
 
 /// kube-apiserver's limit of a request's body.
 const BODY_LIMIT: usize = 3 * 1024 * 1024;
+const SMALL_BODY: usize = 64 * 1024;
+const SMALL_BODY_WAIT: Duration = Duration::from_secs(1);
 
 /// A request that was let through, as a handler gets it.
 pub(crate) struct Call {
@@ -185,6 +187,30 @@ struct Arrived {
 
 impl Arrived {
     async fn filter_and_dispatch(mut self, record: &Record) -> Result<Response<Body>, Status> {
+        let (user, attributes) = match self.filter(record).await {
+            Ok(passed) => passed,
+            Err(refusal) => {
+                self.take_in().await;
+                return Err(refusal);
+            }
+        };
+        let call = Call {
+            shared: self.shared,
+            connection: self.connection,
+            user,
+            query: Query::of(&self.parts.uri),
+            parts: self.parts,
+            upgrade: self.upgrade,
+            body: self.body,
+        };
+        match attributes.target {
+            Target::Path(path) => serve_path(call, &path).await,
+            Target::Resource(target) => serve_resource(call, &attributes.verb, target).await,
+        }
+    }
+
+    /// Whom to serve it as, and what it asks.
+    async fn filter(&mut self, record: &Record) -> Result<(UserInfo, Attributes), Status> {
         let rules = self.shared.rules.current().await;
         let requestor = auth::authenticate(&self.shared, &self.connection.chain, &self.parts.headers).await?;
         record.identity(&requestor, None);
@@ -199,18 +225,19 @@ impl Arrived {
         };
         let attributes = Attributes::of(&self.parts.method, &self.parts.uri);
         rules.authorize(&user, &attributes)?;
-        let call = Call {
-            shared: self.shared,
-            connection: self.connection,
-            user,
-            query: Query::of(&self.parts.uri),
-            parts: self.parts,
-            upgrade: self.upgrade,
-            body: self.body,
-        };
-        match attributes.target {
-            Target::Path(path) => serve_path(call, &path).await,
-            Target::Resource(target) => serve_resource(call, &attributes.verb, target).await,
+        Ok((user, attributes))
+    }
+
+    /// Takes a small body in before its request is refused. The reset that follows an answer to a body still under way
+    /// (RFC 9113, section 8.1) makes curl before 8.0 lose the answer.
+    async fn take_in(&mut self) {
+        let length = self.parts.headers.get(header::CONTENT_LENGTH);
+        let small = length
+            .and_then(|length| length.to_str().ok()?.parse::<usize>().ok())
+            .is_some_and(|length| length <= SMALL_BODY);
+        if small {
+            // One that doesn't come, or breaks off, is refused all the same.
+            let _ = tokio::time::timeout(SMALL_BODY_WAIT, (&mut self.body).collect()).await;
         }
     }
 }
@@ -273,7 +300,7 @@ fn die_after(body: Body, after: u64) -> Body {
         |(mut body, left)| async move {
             if left == 0 {
                 // Time for what went before to leave: an error at once would take it along.
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
                 return Err(BoxError::from("died in the middle of the body"));
             }
             let data = match body.frame().await {

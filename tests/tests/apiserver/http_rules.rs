@@ -149,6 +149,28 @@ async fn a_body_is_recorded_with_its_length() {
     assert_eq!((recorded.body.length, recorded.body.prefix.len()), (100_000, 4096));
 }
 
+#[rstest]
+#[case::a_small_body_is_taken_in(60_000, true)]
+#[case::a_large_one_is_not(600_000, false)]
+#[tokio::test]
+async fn a_refused_request(
+    #[values(Version::Http1, Version::Http2)] version: Version,
+    #[case] length: usize,
+    #[case] whole: bool,
+) {
+    let fixture = Fixture::start().await;
+    let mut client = Client::connect(&fixture, version).await;
+    let refused = request(Method::POST, "/understudy/sink", &[], &"x".repeat(length));
+    let response = client.send(refused).await.unwrap();
+    assert_eq!(response.status(), 403);
+    let recorded = fixture
+        .control
+        .wait_for(Duration::from_secs(5), |request| request.code.is_some())
+        .await
+        .unwrap();
+    assert_eq!(recorded.body.length == length as u64, whole, "{}", recorded.body.length);
+}
+
 #[tokio::test]
 async fn a_list_of_any_size_costs_no_memory() {
     const SIZE: u64 = 256 * 1024 * 1024;

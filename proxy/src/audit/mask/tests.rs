@@ -121,9 +121,19 @@ fn no_mask(#[case] text: &str) {
 }
 
 fn any_json() -> impl Strategy<Value = Value> {
-    let leaf = prop_oneof![Just(Value::Null), any::<bool>().prop_map(Value::from), any::<i32>().prop_map(Value::from), "[a-z]{0,4}".prop_map(Value::from)];
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i32>().prop_map(Value::from),
+        "[a-z]{0,4}".prop_map(Value::from)
+    ];
     leaf.prop_recursive(4, 32, 4, |inner| {
-        let name = prop_oneof![Just("data".to_owned()), Just("kind".to_owned()), Just("items".to_owned()), "[a-z]{1,4}"];
+        let name = prop_oneof![
+            Just("data".to_owned()),
+            Just("kind".to_owned()),
+            Just("items".to_owned()),
+            "[a-z]{1,4}"
+        ];
         prop_oneof![
             proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
             proptest::collection::btree_map(name, inner, 0..4)

@@ -180,7 +180,7 @@ fn two_agents_have_queues_of_their_own_and_one_takes_up_what_another_left() {
     let root = tempfile::tempdir().unwrap();
     let root = root.path().join("queue");
     let size = Gauge::default();
-    let begin = || Spool::begin(&root, ROOMY, size.clone()).unwrap();
+    let begin = || Spool::begin(&root, ROOMY, &size).unwrap();
     let old = begin();
     append(&mut old.appender(), "a\nb\n");
     let new = begin();
@@ -206,7 +206,7 @@ fn it_is_for_the_agent_alone() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("a/b");
     append(
-        &mut Spool::begin(&path, ROOMY, Gauge::default()).unwrap().appender(),
+        &mut Spool::begin(&path, ROOMY, &Gauge::default()).unwrap().appender(),
         "a\n",
     );
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;

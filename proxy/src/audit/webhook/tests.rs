@@ -204,7 +204,7 @@ impl Stage {
         std::fs::write(directory.path().join("client.key"), key.serialize_pem()).unwrap();
         std::fs::write(directory.path().join("token"), "from-a-file\n").unwrap();
         write(directory.path(), &ca, address, user);
-        let spool = Spool::begin(&directory.path().join("queue"), 1 << 20, Gauge::default()).unwrap();
+        let spool = Spool::begin(&directory.path().join("queue"), 1 << 20, &Gauge::default()).unwrap();
         Self {
             directory,
             told,
@@ -403,7 +403,7 @@ async fn no_error_shows_a_token() {
 async fn what_an_earlier_agent_left_is_sent_first() {
     let stage = Stage::new("{}", false, []).await;
     let root = stage.directory.path().join("queue");
-    let earlier = Spool::begin(&root, 1 << 20, Gauge::default()).unwrap();
+    let earlier = Spool::begin(&root, 1 << 20, &Gauge::default()).unwrap();
     append(&mut earlier.appender(), 0..3);
     let mut appender = stage.spool.appender();
     append(&mut appender, 3..5);

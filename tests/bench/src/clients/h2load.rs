@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, bail};
 
-use super::Answers;
+use super::{Answers, seconds};
 
 /// Reads what h2load of nghttp2 1.x prints.
 ///
@@ -49,17 +49,6 @@ fn count(counts: &str, of: &str) -> Option<f64> {
         let (number, kind) = part.trim().split_once(' ')?;
         (kind == of).then(|| number.parse().ok())?
     })
-}
-
-/// h2load's times: `3.00s`, `853.20ms`, `1.02m`.
-fn seconds(text: &str) -> Option<f64> {
-    if let Some(millis) = text.strip_suffix("ms") {
-        return Some(millis.parse::<f64>().ok()? / 1e3);
-    }
-    if let Some(minutes) = text.strip_suffix('m') {
-        return Some(minutes.parse::<f64>().ok()? * 60.0);
-    }
-    text.strip_suffix('s')?.parse().ok()
 }
 
 #[cfg(test)]

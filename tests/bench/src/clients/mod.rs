@@ -19,3 +19,14 @@ pub struct Answers {
     /// In how many seconds.
     pub seconds: f64,
 }
+
+/// A time as wrk and h2load print it: `3.00s`, `853.20ms`, `1.02m`.
+fn seconds(text: &str) -> Option<f64> {
+    if let Some(millis) = text.strip_suffix("ms") {
+        return Some(millis.parse::<f64>().ok()? / 1e3);
+    }
+    if let Some(minutes) = text.strip_suffix('m') {
+        return Some(minutes.parse::<f64>().ok()? * 60.0);
+    }
+    text.strip_suffix('s')?.parse().ok()
+}

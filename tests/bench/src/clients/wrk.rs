@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, bail};
 
-use super::Answers;
+use super::{Answers, seconds};
 
 /// Reads what wrk 4 prints.
 ///
@@ -30,14 +30,6 @@ pub fn parse(report: &str) -> Result<Answers> {
         bail!("wrk got no answer");
     }
     Ok(Answers { requests, seconds })
-}
-
-/// wrk's times: `3.00s`, `1.02m`.
-fn seconds(word: &str) -> Option<f64> {
-    if let Some(minutes) = word.strip_suffix('m') {
-        return Some(minutes.parse::<f64>().ok()? * 60.0);
-    }
-    word.strip_suffix('s')?.parse().ok()
 }
 
 #[cfg(test)]

@@ -230,7 +230,10 @@ impl Measure {
     pub fn fits(self, peer: Peer) -> bool {
         match self {
             // Memory is a proxy's own.
-            Self::Readers | Self::Watches(_) | Self::Idle => peer != Peer::Direct,
+            Self::Readers | Self::Watches(Protocol::Http1) | Self::Idle => peer != Peer::Direct,
+            // nginx keeps an HTTP/2 answer's head back until the first byte of its body, which for a watch is the first event.
+            Self::Watches(Protocol::Http2) => !matches!(peer, Peer::Direct | Peer::Nginx),
+            Self::FanOut => peer != Peer::Nginx,
             // HAProxy can't upgrade a connection that it multiplexes.
             Self::Echo(_) | Self::Bulk(_) => peer != Peer::HaproxyH2,
             _ => true,

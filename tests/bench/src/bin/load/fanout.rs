@@ -27,6 +27,8 @@ use super::{
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Between two events, so that each finds everything at rest.
 const PAUSE: Duration = Duration::from_millis(200);
+/// How many events are sent, at most, until others' watches have closed.
+const WARM: usize = 100;
 
 /// Prints the percentiles of arrival over all watches and events.
 #[derive(Debug, Args)]
@@ -62,17 +64,18 @@ impl Fanout {
         let (reader, mut control) = stream.into_split();
         let mut answers = BufReader::new(reader).lines();
         let mut durations = Durations::default();
-        // The first one warms up what has never run.
-        for event in 0..=self.events {
+        // The first ones warm up what has never run, until only these watches are left at the upstream: those of the peer
+        // before may still be closing.
+        let (mut warm, mut event, mut alone) = (0, 0, false);
+        while event < self.events {
             sleep(PAUSE).await;
             control.write_all(b"event\n").await?;
             let answer = answers.next_line().await?.context("the upstream has gone")?;
             let told: Value = serde_json::from_str(&answer)?;
-            ensure!(told["watches"] == self.count, "the upstream's: {answer}");
             let all = async {
                 for _ in 0..self.count {
                     let arrival: Duration = arrivals.recv().await.context("the watches have ended")?;
-                    if event > 0 {
+                    if alone {
                         durations.push(arrival);
                     }
                 }
@@ -83,6 +86,14 @@ impl Fanout {
                 ended??;
             }
             all.context("an event didn't reach all watches within its time")??;
+            if alone {
+                ensure!(told["watches"] == self.count, "the upstream's: {answer}");
+                event += 1;
+            } else {
+                alone = told["watches"] == self.count;
+                warm += 1;
+                ensure!(alone || warm < WARM, "other watches stay at the upstream: {answer}");
+            }
         }
         drop(connections);
         let percentiles = durations.percentiles().context("no event was sent")?;

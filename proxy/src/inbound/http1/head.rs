@@ -1,11 +1,12 @@
-//! Whether the head of an HTTP/1 request can be read in one way only, and how long its body is.
+//! The head of an HTTP/1 request, where it can be read in one way only, and how long its body is.
 //!
-//! Plain functions over bytes. What passes here hyper reads in the same way; what two readers could take differently
-//! (RFC 9112, section 11.2) is refused, also where hyper would settle for one reading.
+//! Plain functions over bytes. What two readers could take differently (RFC 9112, section 11.2) is refused, also where
+//! most would settle for one reading.
 
 use std::mem::MaybeUninit;
 
-use http::{Method, Uri};
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Method, Uri, Version, header};
 use httparse::{Error, Header, ParserConfig, Request, Status};
 
 use crate::status::Refusal;
@@ -15,12 +16,25 @@ const USUAL_FIELDS: usize = 64;
 /// What the `http` crate takes for a target or a field's name. A head of a size that an operator allowed could have a
 /// longer one.
 const LONGEST: usize = 65_534;
-/// Go's limit for a length as well, and less than what hyper keeps for itself.
+/// Go's limit for a length as well.
 const LONGEST_BODY: u64 = i64::MAX.cast_unsigned();
+
+/// A request's head.
+#[derive(Debug)]
+pub(crate) struct Head {
+    /// Its target and its values are slices of what was read.
+    pub(crate) request: http::Request<()>,
+    /// What follows.
+    pub(crate) framing: Framing,
+    /// Whether the client would have another request follow it (RFC 9112, section 9.3).
+    pub(crate) keeps_alive: bool,
+    /// Whether the client waits to be told before it sends the body (RFC 9110, section 10.1.1).
+    pub(crate) expects: bool,
+}
 
 /// What follows a head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Framing {
+pub(crate) enum Framing {
     /// The next head.
     Nothing,
     /// The next head, or something else, as the answer says.
@@ -63,8 +77,8 @@ impl Verdict {
     }
 }
 
-/// Judges a whole head: up to and with the empty line that ends it.
-pub(super) fn judge(head: &[u8], max_fields: usize) -> Result<Framing, Refusal> {
+/// Reads a whole head: up to and with the empty line that ends it.
+pub(super) fn read(head: &Bytes, max_fields: usize) -> Result<Head, Refusal> {
     let mut usual = [const { MaybeUninit::uninit() }; USUAL_FIELDS];
     let room = max_fields.min(USUAL_FIELDS);
     match parse(head, &mut usual[..room]) {
@@ -92,10 +106,7 @@ fn refusal(error: Error) -> Refusal {
     }
 }
 
-fn parse<'head>(
-    head: &'head [u8],
-    fields: &mut [MaybeUninit<Header<'head>>],
-) -> Result<Result<Framing, Refusal>, Error> {
+fn parse<'head>(head: &'head Bytes, fields: &mut [MaybeUninit<Header<'head>>]) -> Result<Result<Head, Refusal>, Error> {
     let mut request = Request::new(&mut []);
     let parsed = ParserConfig::default().parse_request_with_uninit_headers(&mut request, head, fields)?;
     if parsed != Status::Complete(head.len()) {
@@ -104,66 +115,97 @@ fn parse<'head>(
     let (Some(method), Some(target), Some(minor)) = (request.method, request.path, request.version) else {
         return Ok(Err(Refusal::BadRequest));
     };
-    Ok(judge_parsed(method, target, minor, request.headers))
+    Ok(judge(head, (method, target, minor), request.headers))
 }
 
-fn judge_parsed(method: &str, target: &str, minor: u8, fields: &[Header<'_>]) -> Result<Framing, Refusal> {
+fn judge(head: &Bytes, (method, target, minor): (&str, &str, u8), fields: &[Header<'_>]) -> Result<Head, Refusal> {
     if matches!(method, "CONNECT" | "TRACE") {
         return Err(Refusal::MethodNotAllowed);
     }
     if target.len() > LONGEST {
         return Err(Refusal::HeadTooLarge);
     }
-    if !is_plain(target) && Uri::try_from(target).is_err() {
-        return Err(Refusal::BadRequest);
-    }
+    let mut request = http::Request::new(());
+    *request.method_mut() = Method::from_bytes(method.as_bytes()).map_err(|_| Refusal::BadRequest)?;
+    *request.uri_mut() = Uri::from_maybe_shared(head.slice_ref(target.as_bytes())).map_err(|_| Refusal::BadRequest)?;
+    *request.version_mut() = if minor == 0 { Version::HTTP_10 } else { Version::HTTP_11 };
+    let headers = request.headers_mut();
+    headers.reserve(fields.len());
     let mut named = Named::default();
     for field in fields {
-        named.see(field)?;
+        if field.name.len() > LONGEST {
+            return Err(Refusal::HeadTooLarge);
+        }
+        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Refusal::BadRequest)?;
+        named.see(&name, field.value)?;
+        let value = HeaderValue::from_maybe_shared(head.slice_ref(field.value)).map_err(|_| Refusal::BadRequest)?;
+        headers.append(name, value);
     }
-    // HTTP/1.0 knows no Host, and no encoding of the transfer (RFC 9112, sections 3.2 and 6.1).
-    if minor == 1 && !named.host || minor == 0 && named.chunked {
-        return Err(Refusal::BadRequest);
-    }
-    match (named.chunked, named.length) {
-        (true, Some(_)) => Err(Refusal::BadRequest),
-        (true, None) => Ok(Framing::Chunked),
-        (false, None | Some(0)) if named.upgrade => Ok(Framing::Undecided),
-        (false, None | Some(0)) => Ok(Framing::Nothing),
-        (false, Some(length)) => Ok(Framing::Sized(length)),
-    }
+    Ok(Head {
+        framing: named.framing(minor)?,
+        keeps_alive: if minor == 0 { named.keep_alive } else { true } && !named.close,
+        expects: minor == 1 && named.expects,
+        request,
+    })
 }
 
-/// The fields that say where a request goes and where it ends. Each may be there once: two, alike or not, can be
-/// weighed in more than one way.
+/// What the fields say of where a request goes, where it ends, and what the connection is to do.
 #[derive(Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a field that was seen")]
 struct Named {
     host: bool,
     upgrade: bool,
     chunked: bool,
     length: Option<u64>,
+    close: bool,
+    keep_alive: bool,
+    expects: bool,
 }
 
 impl Named {
-    fn see(&mut self, field: &Header<'_>) -> Result<(), Refusal> {
-        let is = |name: &str| field.name.eq_ignore_ascii_case(name);
-        let again = match field.name.len() {
-            4 if is("host") => std::mem::replace(&mut self.host, true),
-            7 if is("upgrade") => {
-                self.upgrade = true;
-                false
-            }
-            14 if is("content-length") => self.length.replace(length(field.value)?).is_some(),
-            17 if is("transfer-encoding") => {
-                if !field.value.trim_ascii().eq_ignore_ascii_case(b"chunked") {
+    /// Those that frame a request may be there once: two, alike or not, can be weighed in more than one way.
+    fn see(&mut self, name: &HeaderName, value: &[u8]) -> Result<(), Refusal> {
+        let again = match *name {
+            header::HOST => std::mem::replace(&mut self.host, true),
+            header::CONTENT_LENGTH => self.length.replace(length(value)?).is_some(),
+            header::TRANSFER_ENCODING => {
+                if !value.trim_ascii().eq_ignore_ascii_case(b"chunked") {
                     return Err(Refusal::BadRequest);
                 }
                 std::mem::replace(&mut self.chunked, true)
             }
-            too_long if too_long > LONGEST => return Err(Refusal::HeadTooLarge),
+            header::UPGRADE => {
+                self.upgrade = true;
+                false
+            }
+            header::CONNECTION => {
+                for option in value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+                    self.close |= option.eq_ignore_ascii_case(b"close");
+                    self.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
+                }
+                false
+            }
+            header::EXPECT => {
+                self.expects |= value.trim_ascii().eq_ignore_ascii_case(b"100-continue");
+                false
+            }
             _ => false,
         };
         if again { Err(Refusal::BadRequest) } else { Ok(()) }
+    }
+
+    fn framing(&self, minor: u8) -> Result<Framing, Refusal> {
+        // HTTP/1.0 knows no Host, and no encoding of the transfer (RFC 9112, sections 3.2 and 6.1).
+        if minor == 1 && !self.host || minor == 0 && self.chunked {
+            return Err(Refusal::BadRequest);
+        }
+        match (self.chunked, self.length) {
+            (true, Some(_)) => Err(Refusal::BadRequest),
+            (true, None) => Ok(Framing::Chunked),
+            (false, None | Some(0)) if self.upgrade => Ok(Framing::Undecided),
+            (false, None | Some(0)) => Ok(Framing::Nothing),
+            (false, Some(length)) => Ok(Framing::Sized(length)),
+        }
     }
 }
 
@@ -179,25 +221,66 @@ fn length(value: &[u8]) -> Result<u64, Refusal> {
     }
 }
 
-/// Whether a target is surely a path and a query as any parser takes them, which nearly all are.
-fn is_plain(target: &str) -> bool {
-    target.starts_with('/')
-        && target
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@/?%".contains(&byte))
-}
-
 #[cfg(test)]
 mod tests {
     use rstest::rstest;
 
     use super::*;
 
+    fn head(lines: &str) -> Result<Head, Refusal> {
+        let head = format!("{}\r\n\r\n", lines.trim_end().replace('\n', "\r\n"));
+        read(&head.into(), 256)
+    }
+
     fn of(lines: &str) -> Result<Framing, Refusal> {
-        judge(
-            format!("{}\r\n\r\n", lines.trim_end().replace('\n', "\r\n")).as_bytes(),
-            256,
-        )
+        head(lines).map(|head| head.framing)
+    }
+
+    #[test]
+    fn a_head_is_read_whole() {
+        let lines = "PATCH /api/v1/x?y=%20z HTTP/1.1\nHost: k\nX-A: \tb c \nx-a: \u{e9}\nempty:\n\
+            content-length: 3\nExpect: 100-Continue";
+        let head = head(lines).unwrap();
+        let request = &head.request;
+        assert_eq!(
+            (request.method(), request.version()),
+            (&Method::PATCH, Version::HTTP_11)
+        );
+        assert_eq!(request.uri().to_string(), "/api/v1/x?y=%20z");
+        let values: Vec<&[u8]> = request
+            .headers()
+            .get_all("x-a")
+            .iter()
+            .map(HeaderValue::as_bytes)
+            .collect();
+        assert_eq!(values, ["b c".as_bytes(), "\u{e9}".as_bytes()]);
+        assert_eq!(
+            (request.headers()["empty"].as_bytes(), request.headers().len()),
+            (b"".as_slice(), 6)
+        );
+        assert_eq!(
+            (head.framing, head.keeps_alive, head.expects),
+            (Framing::Sized(3), true, true)
+        );
+    }
+
+    #[rstest]
+    #[case::usual("GET / HTTP/1.1\nhost: k", true)]
+    #[case::close("GET / HTTP/1.1\nhost: k\nconnection: x, Close", false)]
+    #[case::close_of_both("GET / HTTP/1.1\nhost: k\nconnection: close\nconnection: keep-alive", false)]
+    #[case::old("GET / HTTP/1.0", false)]
+    #[case::old_and_kept("GET / HTTP/1.0\nconnection: Keep-Alive", true)]
+    fn another_may_follow(#[case] lines: &str, #[case] keeps_alive: bool) {
+        assert_eq!(head(lines).unwrap().keeps_alive, keeps_alive);
+    }
+
+    #[test]
+    fn http_1_0_expects_nothing() {
+        assert!(
+            !head("PUT / HTTP/1.0\ncontent-length: 1\nexpect: 100-continue")
+                .unwrap()
+                .expects
+        );
     }
 
     #[rstest]
@@ -267,7 +350,7 @@ mod tests {
 
     #[test]
     fn as_many_fields_as_are_allowed_and_no_more() {
-        let head = |fields: usize| {
+        let with = |fields: usize| {
             let filler = (1..fields)
                 .map(|field| format!("\nx-{field}: y"))
                 .collect::<Vec<_>>()
@@ -275,9 +358,9 @@ mod tests {
             format!("GET / HTTP/1.1\nhost: k{filler}")
         };
         for fields in [1, USUAL_FIELDS, USUAL_FIELDS + 1, 256] {
-            assert_eq!(of(&head(fields)), Ok(Framing::Nothing), "{fields}");
+            assert_eq!(of(&with(fields)), Ok(Framing::Nothing), "{fields}");
         }
-        assert_eq!(of(&head(257)), Err(Refusal::TooManyHeaders));
+        assert_eq!(of(&with(257)), Err(Refusal::TooManyHeaders));
     }
 
     #[test]

@@ -1,4 +1,6 @@
-//! Where a chunked body ends (RFC 9112, section 7.1). Nothing is kept of it but where it stands.
+//! Where the data of a chunked body are, and where it ends (RFC 9112, section 7.1). Nothing is kept of it but where it stands.
+
+use std::ops::Range;
 
 /// The longest chunk extension. None is in use, and none is handed on.
 const LONGEST_EXTENSION: u16 = 256;
@@ -22,7 +24,9 @@ pub(super) enum Chunks {
     DataLf,
     /// In the trailers, at the beginning of a line.
     Line { length: u32 },
-    /// In a trailer.
+    /// In a trailer's name.
+    Name { length: u32 },
+    /// In a trailer, behind its name.
     Trailer { length: u32 },
     /// At the line feed behind a trailer.
     TrailerLf { length: u32 },
@@ -32,11 +36,13 @@ pub(super) enum Chunks {
     Done,
 }
 
-/// How far a body was followed.
+/// What comes next of a body.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Followed {
-    /// All of the bytes belong to it, and it goes on.
-    On,
+pub(super) enum Next {
+    /// The bytes of a chunk, or some of them, from here to there.
+    Data(Range<usize>),
+    /// Nothing more: all of the bytes belong to it, and it goes on.
+    More,
     /// So many bytes belong to it, and it ends.
     End(usize),
     /// After so many bytes it can't be understood.
@@ -47,27 +53,37 @@ impl Chunks {
     /// Before the first chunk.
     pub(super) const START: Self = Self::Size { digits: 0, size: 0 };
 
-    /// Follows the body over the next bytes. The trailers may have `max_trailers` bytes.
-    pub(super) fn follow(&mut self, bytes: &[u8], max_trailers: usize) -> Followed {
+    /// Follows the body over the next bytes, as far as data go together. The trailers may have `max_trailers` bytes.
+    pub(super) fn next(&mut self, bytes: &[u8], max_trailers: usize) -> Next {
         let mut at = 0;
         while at < bytes.len() {
             if let Self::Data(left) = self {
                 let here = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len() - at);
                 *left -= here as u64;
-                at += here;
                 if *left == 0 {
                     *self = Self::DataCr;
                 }
-                continue;
+                return Next::Data(at..at + here);
             }
             match self.step(bytes[at], max_trailers) {
-                Some(Self::Done) => return Followed::End(at + 1),
+                Some(Self::Done) => return Next::End(at + 1),
                 Some(next) => *self = next,
-                None => return Followed::Broken(at),
+                None => return Next::Broken(at),
             }
             at += 1;
         }
-        Followed::On
+        Next::More
+    }
+
+    /// Whether the body can be understood as far as it has come.
+    pub(super) fn is_good(mut self, mut bytes: &[u8], max_trailers: usize) -> bool {
+        loop {
+            match self.next(bytes, max_trailers) {
+                Next::Data(data) => bytes = &bytes[data.end..],
+                Next::More | Next::End(_) => return true,
+                Next::Broken(_) => return false,
+            }
+        }
     }
 
     /// The place after one byte that isn't a chunk's; none where the byte is wrong.
@@ -91,18 +107,27 @@ impl Chunks {
             (Self::DataLf, b'\n') => Self::START,
             (Self::Line { .. }, b'\r') => Self::EndLf,
             (Self::EndLf, b'\n') => Self::Done,
-            // A line that begins so would go on with the one before.
-            (Self::Line { .. }, b' ' | b'\t') => return None,
             (Self::Trailer { length }, b'\r') => Self::TrailerLf { length },
-            (Self::Line { length } | Self::Trailer { length }, byte)
-                if (length as usize) < max_trailers && is_text(byte) =>
+            (Self::Line { length } | Self::Name { length } | Self::Trailer { length }, _)
+                if length as usize >= max_trailers =>
             {
-                Self::Trailer { length: length + 1 }
+                return None;
             }
+            // A line that begins with space would go on with the one before.
+            (Self::Line { length } | Self::Name { length }, byte) if is_of_name(byte) => {
+                Self::Name { length: length + 1 }
+            }
+            (Self::Name { length }, b':') => Self::Trailer { length: length + 1 },
+            (Self::Trailer { length }, byte) if is_text(byte) => Self::Trailer { length: length + 1 },
             (Self::TrailerLf { length }, b'\n') => Self::Line { length },
             _ => return None,
         })
     }
+}
+
+/// RFC 9110, section 5.6.2.
+fn is_of_name(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 fn is_text(byte: u8) -> bool {
@@ -115,9 +140,24 @@ mod tests {
 
     use super::*;
 
-    fn follow(body: &str) -> Followed {
-        let mut chunks = Chunks::START;
-        chunks.follow(body.as_bytes(), 64)
+    /// Follows a body to its end, or to the end of what there is of it.
+    fn follow(chunks: &mut Chunks, bytes: &[u8]) -> Next {
+        let mut at = 0;
+        loop {
+            match chunks.next(&bytes[at..], 64) {
+                Next::Data(data) => at += data.end,
+                Next::End(length) => return Next::End(at + length),
+                Next::Broken(length) => return Next::Broken(at + length),
+                Next::More => return Next::More,
+            }
+        }
+    }
+
+    fn of(body: &str) -> Next {
+        let next = follow(&mut Chunks::START.clone(), body.as_bytes());
+        let is_good = Chunks::START.is_good(body.as_bytes(), 64);
+        assert_eq!(is_good, !matches!(next, Next::Broken(_)));
+        next
     }
 
     #[rstest]
@@ -127,11 +167,11 @@ mod tests {
     #[case::extension("5;a=\"b\"\r\nhello\r\n0;c\r\n\r\n")]
     #[case::trailers("0\r\nx-checksum: 1\r\nx-other:\t2\r\n\r\n")]
     fn ends_where_it_ends(#[case] body: &str) {
-        assert_eq!(follow(body), Followed::End(body.len()));
-        assert_eq!(follow(&format!("{body}GET /")), Followed::End(body.len()));
+        assert_eq!(of(body), Next::End(body.len()));
+        assert_eq!(of(&format!("{body}GET /")), Next::End(body.len()));
         let mut chunks = Chunks::START;
         for byte in body.as_bytes().split_last().unwrap().1 {
-            assert_eq!(chunks.follow(&[*byte], 64), Followed::On);
+            assert_eq!(follow(&mut chunks, &[*byte]), Next::More);
         }
     }
 
@@ -154,16 +194,16 @@ mod tests {
     #[case::bare_lf_in_a_trailer("0\r\na: b\n\r\n", 7)]
     #[case::nul_in_a_trailer("0\r\na: \0\r\n\r\n", 6)]
     #[case::folded_trailer("0\r\na: b\r\n c\r\n\r\n", 9)]
+    #[case::trailer_without_a_colon("0\r\na\r\n\r\n", 4)]
+    #[case::trailer_without_a_name("0\r\n: b\r\n\r\n", 3)]
+    #[case::space_in_a_trailers_name("0\r\na : b\r\n\r\n", 4)]
     fn breaks_where_it_breaks(#[case] body: &str, #[case] at: usize) {
-        assert_eq!(follow(body), Followed::Broken(at));
+        assert_eq!(of(body), Next::Broken(at));
     }
 
     #[test]
     fn what_is_of_no_use_is_bounded() {
-        assert_eq!(follow(&format!("5;{}\r\n", "a".repeat(300))), Followed::Broken(258));
-        assert_eq!(
-            follow(&format!("0\r\na: {}\r\n", "b".repeat(100))),
-            Followed::Broken(67)
-        );
+        assert_eq!(of(&format!("5;{}\r\n", "a".repeat(300))), Next::Broken(258));
+        assert_eq!(of(&format!("0\r\na: {}\r\n", "b".repeat(100))), Next::Broken(67));
     }
 }

@@ -1,8 +1,13 @@
 //! Where one request ends and the next begins, in a stream of bytes that comes in pieces. Plain data, no I/O.
+//!
+//! hyper, and most others, are lenient here and there, and settle for one reading of a request that can be read in two.
+//! Here such a request is refused, and nothing that follows it is taken for another.
+
+use bytes::{Buf, Bytes, BytesMut};
 
 use super::{
-    chunks::{Chunks, Followed},
-    head::{self, Framing, Verdict},
+    chunks::{Chunks, Next},
+    head::{self, Framing, Head, Verdict},
 };
 use crate::{limits::Limits, status::Refusal};
 
@@ -22,8 +27,6 @@ enum Place {
     Sized(u64),
     /// In a body of chunks.
     Chunked(Chunks),
-    /// Behind a head that asks for an upgrade.
-    Undecided,
 }
 
 /// How far the end of a head has been looked for.
@@ -45,28 +48,17 @@ impl Default for Place {
     }
 }
 
-/// What becomes of the bytes that the framer was shown.
+/// What comes next of a request's body.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Shown {
-    /// So many of them may be handed on. The rest is to be shown again, with what follows it.
-    pub(crate) good: usize,
-    /// Heads that end among those.
-    pub(crate) heads: u64,
-    /// What comes then.
-    pub(crate) then: Then,
-}
-
-/// What comes after the good bytes.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Then {
-    /// More of the same.
+pub(crate) enum Piece {
+    /// Some of it, and whether that was the last.
+    Data(Bytes, bool),
+    /// Its end.
+    End,
+    /// Nothing before more is read.
     More,
-    /// What the answer to the last head says: the next head, or bytes of another protocol.
-    Decide,
-    /// A request that isn't handed on, and nothing after it.
-    Refuse(Verdict),
-    /// Nothing: the body that was begun can't be followed to its end.
-    Break,
+    /// It can't be understood any further.
+    Broken,
 }
 
 impl Framer {
@@ -78,71 +70,70 @@ impl Framer {
         }
     }
 
-    /// Follows the stream over the next bytes.
-    pub(crate) fn show(&mut self, bytes: &[u8]) -> Shown {
-        let mut at = 0;
-        let mut heads = 0;
-        // Where the request that is followed begins, if that is among these bytes: then none of it is handed on yet.
-        let mut begun = None;
-        while at < bytes.len() {
-            let rest = &bytes[at..];
+    /// Takes the next head off what was read, once it is there. What isn't taken is to be shown again, with what
+    /// follows it.
+    ///
+    /// # Errors
+    /// If the request isn't to be served, and nothing after it. So it is where its body breaks in sight of its head.
+    pub(crate) fn head(&mut self, read: &mut BytesMut) -> Result<Option<Head>, Verdict> {
+        let Place::Head(scan) = &mut self.place else {
+            return Ok(None);
+        };
+        let end = match scan.end(read, self.max_head) {
+            Ok(Some(end)) => end,
+            Ok(None) => {
+                return scan
+                    .first_line(read)
+                    .map_err(|refusal| Verdict::on(read, refusal))
+                    .map(|()| None);
+            }
+            Err(refusal) => return Err(Verdict::on(read, refusal)),
+        };
+        // Whole, it takes the buffer along, which is as long as what was read.
+        let bytes = read.split_to(end).freeze();
+        let head = head::read(&bytes, self.max_fields).map_err(|refusal| Verdict::on(&bytes, refusal))?;
+        if head.framing == Framing::Chunked && !Chunks::START.is_good(read, self.max_head) {
+            return Err(Verdict::on(&bytes, Refusal::BadRequest));
+        }
+        self.place = head.framing.into();
+        Ok(Some(head))
+    }
+
+    /// Takes the next piece of the body off what was read.
+    pub(crate) fn body(&mut self, read: &mut BytesMut) -> Piece {
+        loop {
             match &mut self.place {
-                Place::Head(scan) => {
-                    let judged = scan.end(rest, self.max_head).and_then(|end| match end {
-                        Some(end) => head::judge(&rest[..end], self.max_fields).map(|framing| Some((end, framing))),
-                        None => scan.first_line(rest).map(|()| None),
-                    });
-                    match judged {
-                        Ok(Some((end, framing))) => {
-                            begun = Some((at, at + end));
-                            at += end;
-                            heads += 1;
-                            self.place = framing.into();
-                        }
-                        Ok(None) => break,
-                        Err(refusal) => return refused(bytes, at, heads, at..bytes.len(), refusal),
-                    }
-                }
+                Place::Head(_) => return Piece::End,
+                Place::Sized(_) | Place::Chunked(_) if read.is_empty() => return Piece::More,
                 Place::Sized(left) => {
-                    let here = usize::try_from(*left).unwrap_or(usize::MAX).min(rest.len());
+                    let here = usize::try_from(*left).unwrap_or(usize::MAX).min(read.len());
                     *left -= here as u64;
-                    at += here;
                     if *left == 0 {
                         self.place = Place::default();
                     }
+                    return Piece::Data(read.split_to(here).freeze(), self.is_between_requests());
                 }
-                Place::Chunked(chunks) => match chunks.follow(rest, self.max_head) {
-                    Followed::On => at = bytes.len(),
-                    Followed::End(length) => {
-                        at += length;
+                Place::Chunked(chunks) => match chunks.next(read, self.max_head) {
+                    Next::Data(data) => {
+                        read.advance(data.start);
+                        return Piece::Data(read.split_to(data.len()).freeze(), false);
+                    }
+                    Next::More => read.clear(),
+                    Next::End(length) => {
+                        read.advance(length);
                         self.place = Place::default();
                     }
-                    Followed::Broken(length) => {
-                        if let Some((begin, end)) = begun {
-                            return refused(bytes, begin, heads - 1, begin..end, Refusal::BadRequest);
-                        }
-                        let good = at + length;
-                        let then = Then::Break;
-                        return Shown { good, heads, then };
+                    Next::Broken(length) => {
+                        read.advance(length);
+                        return Piece::Broken;
                     }
                 },
-                Place::Undecided => break,
             }
         }
-        let then = match self.place {
-            Place::Undecided => Then::Decide,
-            _ => Then::More,
-        };
-        Shown { good: at, heads, then }
-    }
-
-    /// The answer that was waited for switched to no other protocol.
-    pub(super) fn stay(&mut self) {
-        self.place = Place::default();
     }
 
     /// Whether the next byte begins a request.
-    pub(super) fn is_between_requests(&self) -> bool {
+    pub(crate) fn is_between_requests(&self) -> bool {
         self.place == Place::default()
     }
 }
@@ -150,17 +141,11 @@ impl Framer {
 impl From<Framing> for Place {
     fn from(framing: Framing) -> Self {
         match framing {
-            Framing::Nothing => Self::default(),
-            Framing::Undecided => Self::Undecided,
+            Framing::Nothing | Framing::Undecided => Self::default(),
             Framing::Sized(length) => Self::Sized(length),
             Framing::Chunked => Self::Chunked(Chunks::START),
         }
     }
-}
-
-fn refused(bytes: &[u8], good: usize, heads: u64, head: std::ops::Range<usize>, refusal: Refusal) -> Shown {
-    let then = Then::Refuse(Verdict::on(&bytes[head], refusal));
-    Shown { good, heads, then }
 }
 
 impl Scan {
@@ -228,34 +213,57 @@ mod tests {
         })
     }
 
-    /// Shows a stream in pieces, as the screen does: what isn't good yet comes again with the next.
-    fn show(stream: &[u8], cuts: &[usize]) -> (Vec<u8>, u64, Then) {
-        let (mut framer, mut good, mut heads, mut held) = (framer(), Vec::new(), 0, Vec::new());
+    /// What comes after what was taken.
+    #[derive(Debug, PartialEq, Eq)]
+    enum Then {
+        More,
+        Refuse(Verdict),
+        Break,
+    }
+
+    /// Shows a stream in pieces. Tells what was taken of it, how many heads that were, and the bodies' data.
+    fn show(stream: &[u8], cuts: &[usize]) -> (Vec<u8>, Vec<Vec<u8>>, Then) {
+        let (mut framer, mut bodies, mut held) = (framer(), Vec::<Vec<u8>>::new(), BytesMut::new());
         let mut from = 0;
+        let taken = |to: usize, held: &BytesMut| stream[..to - held.len()].to_vec();
         for to in cuts.iter().copied().chain([stream.len()]) {
             held.extend_from_slice(&stream[from..to]);
             from = to;
-            let shown = framer.show(&held);
-            good.extend(held.drain(..shown.good));
-            heads += shown.heads;
-            if shown.then != Then::More {
-                return (good, heads, shown.then);
+            loop {
+                if matches!(framer.place, Place::Head(_)) {
+                    let before = held.clone();
+                    match framer.head(&mut held) {
+                        Ok(Some(_)) => bodies.push(Vec::new()),
+                        Ok(None) => break,
+                        Err(verdict) => return (taken(to, &before), bodies, Then::Refuse(verdict)),
+                    }
+                }
+                match framer.body(&mut held) {
+                    Piece::Data(data, _) => bodies.last_mut().unwrap().extend_from_slice(&data),
+                    Piece::End => {}
+                    Piece::More => break,
+                    Piece::Broken => return (taken(to, &held), bodies, Then::Break),
+                }
             }
         }
-        (good, heads, Then::More)
+        (taken(stream.len(), &held), bodies, Then::More)
     }
 
     #[test]
     fn good_requests_pass_as_they_are() {
         let stream = [GET, PUT, POST, OLD, GET].concat();
-        assert_eq!(show(stream.as_bytes(), &[]), (stream.into_bytes(), 5, Then::More));
+        let bodies = ["", "abc", "hi", "", ""].map(|body| body.as_bytes().to_vec());
+        assert_eq!(
+            show(stream.as_bytes(), &[]),
+            (stream.into_bytes(), bodies.to_vec(), Then::More)
+        );
     }
 
     #[test]
     fn nothing_of_a_refused_request_passes_and_nothing_behind_it() {
         let stream = [GET, REFUSED, GET].concat();
         let (good, heads, then) = show(stream.as_bytes(), &[]);
-        assert_eq!((good, heads), (GET.into(), 1));
+        assert_eq!((good, heads.len()), (GET.into(), 1));
         let Then::Refuse(verdict) = then else {
             panic!("{then:?}")
         };
@@ -265,7 +273,7 @@ mod tests {
     #[test]
     fn a_body_that_breaks_in_sight_of_its_head_refuses_that() {
         let (good, heads, then) = show([GET, BROKEN].concat().as_bytes(), &[]);
-        assert_eq!((good, heads), (GET.into(), 1));
+        assert_eq!((good, heads.len()), (GET.into(), 1));
         assert!(
             matches!(&then, Then::Refuse(verdict) if verdict.target.path() == "/f"),
             "{then:?}"
@@ -276,19 +284,10 @@ mod tests {
     fn a_body_that_breaks_later_ends_without_its_end() {
         let cut = BROKEN.len() - 8;
         let (good, heads, then) = show(BROKEN.as_bytes(), &[cut]);
-        assert_eq!((good, heads, then), (BROKEN[..BROKEN.len() - 1].into(), 1, Then::Break));
-    }
-
-    #[test]
-    fn nothing_behind_an_upgrade_passes_until_it_is_decided() {
-        let ask = "GET / HTTP/1.1\r\nhost: k\r\nupgrade: websocket\r\n\r\n";
-        let mut framer = framer();
-        let stream = [ask, GET].concat();
-        let shown = framer.show(stream.as_bytes());
-        assert_eq!((shown.good, shown.heads, shown.then), (ask.len(), 1, Then::Decide));
-        assert_eq!(framer.show(GET.as_bytes()).good, 0);
-        framer.stay();
-        assert_eq!(framer.show(GET.as_bytes()).good, GET.len());
+        assert_eq!(
+            (good, heads, then),
+            (BROKEN[..BROKEN.len() - 1].into(), vec![b"hi".to_vec()], Then::Break)
+        );
     }
 
     #[rstest]
@@ -312,16 +311,15 @@ mod tests {
             let frame = "GET / HTTP/1.1\r\nhost: k\r\nx: \r\n\r\n".len();
             format!("GET / HTTP/1.1\r\nhost: k\r\nx: {}\r\n\r\n", "y".repeat(length - frame))
         };
-        assert_eq!(show(head(8192).as_bytes(), &[100]).1, 1);
+        assert_eq!(show(head(8192).as_bytes(), &[100]).1.len(), 1);
         let (_, heads, then) = show(head(8193).as_bytes(), &[]);
-        assert!(heads == 0 && matches!(&then, Then::Refuse(verdict) if verdict.refusal == Refusal::HeadTooLarge));
+        assert!(heads.is_empty() && matches!(&then, Then::Refuse(verdict) if verdict.refusal == Refusal::HeadTooLarge));
         let (_, heads, then) = show(&head(9000).as_bytes()[..8192], &[100]);
-        assert!(heads == 0 && matches!(&then, Then::Refuse(verdict) if verdict.refusal == Refusal::HeadTooLarge));
+        assert!(heads.is_empty() && matches!(&then, Then::Refuse(verdict) if verdict.refusal == Refusal::HeadTooLarge));
     }
 
     proptest! {
-        /// However a stream is cut, the same of it passes. A break in sight of its head refuses the whole request, so
-        /// such a stream may pass less.
+        /// However a stream is cut, the same of it passes.
         #[test]
         fn any_cut_is_the_same(
             parts in proptest::collection::vec(prop::sample::select(vec![GET, PUT, POST, OLD, REFUSED]), 1..8),
@@ -346,8 +344,8 @@ mod tests {
         )) {
             for prefix in ["", GET, "POST / HTTP/1.1\r\nhost: k\r\ntransfer-encoding: chunked\r\n\r\n"] {
                 let stream = [prefix.as_bytes(), &stream].concat();
-                let shown = framer().show(&stream);
-                prop_assert!(shown.good <= stream.len());
+                let (good, _, _) = show(&stream, &[stream.len() / 2]);
+                prop_assert!(good.len() <= stream.len());
             }
         }
     }
