@@ -305,6 +305,13 @@ impl Inner {
     }
 }
 
+impl Drop for Inner {
+    /// What is left is whosever takes it up.
+    fn drop(&mut self) {
+        self.left.dec_by(self.shown.load(Ordering::SeqCst));
+    }
+}
+
 impl State {
     /// On disk.
     fn size(&self) -> u64 {
