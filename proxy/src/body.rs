@@ -200,6 +200,15 @@ impl ResponseBody {
         }
     }
 
+    /// What of it follows the head of an answer to `HEAD`: nothing of ours. The upstream's is without content already.
+    #[must_use]
+    pub fn of_head(mut self) -> Self {
+        if let Source::Ours(bytes) = &mut self.source {
+            *bytes = None;
+        }
+        self
+    }
+
     /// The upstream's body, broken off when `ended` is cancelled.
     #[must_use]
     pub fn upstream(body: UpstreamBody, ended: &CancellationToken) -> Self {
