@@ -142,10 +142,7 @@ async fn events_outlive_the_agent_and_an_absence_of_the_webhook() -> Result<()> 
         Ok((told && waiting > 0.0 && logged(&world)?.len() == 6).then_some(()))
     })
     .await?;
-    assert!(
-        world.agent.readiness().await?.contains("[+]audit-webhook ok"),
-        "the queue has room"
-    );
+    assert!(world.agent.readiness().await?.starts_with("ok"), "the queue has room");
     // Killed with events that nobody has taken.
     world.agent = world.agent.restart().await?;
     ask(&world, 2).await?;
