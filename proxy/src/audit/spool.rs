@@ -38,7 +38,7 @@ pub(super) struct Spool(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     directory: PathBuf,
-    /// The most that may be on disk, in bytes.
+    /// The most that may be on disk, in bytes, with what is in others that this agent reads.
     limit: u64,
     state: Mutex<State>,
     /// There is more to read.
@@ -236,10 +236,13 @@ impl Spool {
 
     /// What was read has arrived. Blocks.
     pub(super) fn taken(&self, batch: &Batch) -> io::Result<()> {
-        let position = self.0.directory.join(POSITION);
-        let next = position.with_extension("next");
-        fs::write(&next, format!("{} {}\n", batch.segment, batch.end))?;
-        fs::rename(&next, &position)?;
+        if let Err(error) = self.write_position(batch) {
+            // What can't be noted on a full disk is sent again after a restart. Reading goes on: it is what makes room.
+            if !is_full(&error) {
+                return Err(error);
+            }
+            tracing::debug!(%error, "how far the webhook's queue was read isn't noted");
+        }
         let mut state = self.0.state();
         if state
             .segments
@@ -257,6 +260,13 @@ impl Spool {
             self.pass(segment.number)?;
         }
         Ok(())
+    }
+
+    fn write_position(&self, batch: &Batch) -> io::Result<()> {
+        let position = self.0.directory.join(POSITION);
+        let next = position.with_extension("next");
+        fs::write(&next, format!("{} {}\n", batch.segment, batch.end))?;
+        fs::rename(&next, &position)
     }
 
     fn lines(&self, segment: Segment, offset: u64, most_bytes: usize) -> io::Result<Vec<u8>> {
@@ -305,6 +315,14 @@ impl Inner {
     }
 }
 
+impl Inner {
+    /// What is left in the other queues that this agent reads, in bytes.
+    fn left_in_others(&self) -> u64 {
+        let others = self.left.get() - self.shown.load(Ordering::SeqCst);
+        u64::try_from(others).unwrap_or(0)
+    }
+}
+
 impl Drop for Inner {
     /// What is left is whosever takes it up.
     fn drop(&mut self) {
@@ -341,6 +359,11 @@ impl Inner {
         let position = fs::read_to_string(self.directory.join(POSITION)).unwrap_or_default();
         parse_position(&position).map_or(1, |(number, _)| number + 1)
     }
+}
+
+/// Whether there is no room on the disk, or none for this user.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// For the agent alone.

@@ -6,7 +6,7 @@ use std::{
     os::unix::fs::OpenOptionsExt,
 };
 
-use super::{Segment, Spool, path_of};
+use super::{Segment, Spool, is_full, path_of};
 use crate::audit::sink::Sink;
 
 /// A segment is closed when it is as long, in bytes, or an eighth of what the queue may hold.
@@ -17,7 +17,7 @@ const FULL: &str = "the webhook's queue is full: look in the agent's log for why
 #[derive(Debug)]
 pub(in crate::audit) struct Appender {
     spool: Spool,
-    file: Option<fs::File>,
+    pub(super) file: Option<fs::File>,
 }
 
 impl Appender {
@@ -59,7 +59,7 @@ impl Sink for Appender {
     /// Whole lines, as many as there is room for. One that is longer than all that may be waits alone.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let inner = &self.spool.0;
-        let size = inner.state().size();
+        let size = inner.state().size() + inner.left_in_others();
         let room = usize::try_from(inner.limit.saturating_sub(size)).unwrap_or(usize::MAX);
         let fitting = match bytes.get(..room) {
             None => bytes,
@@ -69,7 +69,15 @@ impl Sink for Appender {
                 None => return Err(io::Error::new(io::ErrorKind::StorageFull, FULL)),
             },
         };
-        let written = self.file.as_mut().ok_or(io::ErrorKind::NotConnected)?.write(fitting)?;
+        let written = self.file.as_mut().ok_or(io::ErrorKind::NotConnected)?.write(fitting);
+        if let Err(error) = &written
+            && is_full(error)
+            && inner.state().segments.back().is_some_and(|last| last.size > 0)
+        {
+            // This segment is the last thing that makes room, once it is read: only one that isn't written is removed.
+            self.file = None;
+        }
+        let written = written?;
         let mut state = inner.state();
         if let Some(last) = state.segments.back_mut() {
             last.size += written as u64;

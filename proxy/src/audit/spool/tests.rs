@@ -129,6 +129,67 @@ fn a_full_queue_takes_nothing_more_until_it_is_read() {
     assert_eq!(drain(&spool, 4).len(), 1);
 }
 
+/// Else an agent that is started again and again would fill the disk while the webhook is gone.
+#[test]
+fn what_others_left_counts_as_well() {
+    let root = tempfile::tempdir().unwrap();
+    let left = Gauge::default();
+    let line = format!("{}\n", "x".repeat(99));
+    let earlier = Spool::begin(root.path(), 1000, &left).unwrap();
+    append(&mut earlier.appender(), &line.repeat(7));
+    drop(earlier);
+    let spool = Spool::begin(root.path(), 1000, &left).unwrap();
+    let mut others = spool.left_behind().unwrap();
+    let mut appender = spool.appender();
+    append(&mut appender, &line.repeat(3));
+    let mut pending = Pending::of(line.as_bytes());
+    let error = pending.write_to(&mut appender).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+    let earlier = others.pop().unwrap();
+    assert_eq!(drain(&earlier, 9).len(), 7);
+    earlier.remove().unwrap();
+    pending.write_to(&mut appender).unwrap();
+    assert_eq!(drain(&spool, 9).len(), 4);
+}
+
+/// Whoever writes to it gets what the system says of a full disk.
+fn full_disk() -> fs::File {
+    fs::OpenOptions::new().append(true).open("/dev/full").unwrap()
+}
+
+#[test]
+fn on_a_full_disk_what_was_read_makes_room() {
+    let directory = tempfile::tempdir().unwrap();
+    let spool = open(directory.path(), ROOMY);
+    let mut appender = spool.appender();
+    append(&mut appender, "a\nb\n");
+    appender.file = Some(full_disk());
+    std::os::unix::fs::symlink("/dev/full", directory.path().join("position.next")).unwrap();
+    let mut pending = Pending::of(b"c\n");
+    assert!(is_full(&pending.write_to(&mut appender).unwrap_err()));
+    assert_eq!(drain(&spool, 1), ["a", "b"]);
+    pending.write_to(&mut appender).unwrap();
+    assert_eq!(drain(&spool, 9), ["c"]);
+    let files = fs::read_dir(directory.path()).unwrap();
+    let segments: Vec<u64> = files.filter_map(|entry| number_of(&entry.unwrap().path())).collect();
+    assert_eq!(segments, [2], "the first is gone, though it was never long enough");
+}
+
+/// Else each attempt would leave a file behind.
+#[test]
+fn on_a_full_disk_no_segment_is_begun_behind_an_empty_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let spool = open(directory.path(), ROOMY);
+    let mut appender = spool.appender();
+    append(&mut appender, "a\n");
+    for _ in 0..4 {
+        appender.prepare().unwrap();
+        appender.file = Some(full_disk());
+        appender.write(b"b\n").unwrap_err();
+    }
+    assert_eq!(spool.0.state().segments.len(), 2);
+}
+
 #[test]
 fn of_more_than_there_is_room_for_whole_lines_are_taken() {
     let directory = tempfile::tempdir().unwrap();
