@@ -1,191 +1,63 @@
 //! The audit log beside the API server's own: the same requests under the same ids, and of each the same said.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt::Write as _,
-    fs,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::{Value, json};
+use rstest::rstest;
+use serde_json::json;
 use understudy_tests::node::{
-    AgentOptions, ApiServer, AuditEvent, Node, Pod, PodSpec, TestServerOptions, binaries, eventually,
+    AgentOptions, ApiServer, AuditEvent, NODE_NAME, Node, PodSpec, Running, Session, TestServerOptions, binaries,
+    eventually,
 };
 
-use crate::world::{World, curl};
+use crate::{
+    mixed::{Asks, CM, WIDGETS, ask, ask_all, creations, into_pod, middle, removals},
+    world::{World, curl},
+};
 
-const CM: &str = "/api/v1/namespaces/prod/configmaps";
-const WIDGETS: &str = "/apis/example.org/v1/namespaces/prod/widgets";
-const CA: &str = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt";
+/// The pod that is said to run on the node.
+const RUNNING: &str = "running";
+/// As a kubelet it answers what the API server hands on to it: a stream is switched to, and ends; a log has a line.
+const KUBELET: &str = r#"
+import socket, ssl, sys, threading
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(*sys.argv[1:])
+SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\r\n"
+LOG = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 7\r\nConnection: close\r\n\r\na line\n"
+def serve(plain):
+    try:
+        with context.wrap_socket(plain, server_side=True) as stream:
+            head = b""
+            while b"\r\n\r\n" not in head:
+                more = stream.recv(4096)
+                if not more:
+                    return
+                head += more
+            stream.sendall(SWITCH if b"upgrade: spdy/3.1" in head.lower() else LOG)
+    except OSError:
+        pass
+listener = socket.create_server(("127.0.0.1", 10250), backlog=64)
+print("ready", flush=True)
+while True:
+    threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+"#;
 
-/// A request, as curl is to send it.
-#[derive(Debug, Clone)]
-struct Asks {
-    method: &'static str,
-    path: String,
-    /// With its content type.
-    body: Option<(&'static str, Value)>,
-    headers: &'static [&'static str],
+/// The events of curl's requests, by their ids.
+fn mixed(events: Vec<AuditEvent>) -> BTreeMap<String, AuditEvent> {
+    let by = |event: &AuditEvent| {
+        event
+            .user_agent
+            .as_deref()
+            .is_some_and(|agent| agent.starts_with("mixed/"))
+    };
+    let mixed = events.into_iter().filter(by);
+    mixed.map(|event| (event.audit_id.clone(), event)).collect()
 }
 
-impl Asks {
-    fn new(method: &'static str, path: impl Into<String>) -> Self {
-        Self {
-            method,
-            path: path.into(),
-            body: None,
-            headers: &[],
-        }
-    }
-
-    fn json(method: &'static str, path: impl Into<String>, body: Value) -> Self {
-        Self {
-            body: Some(("application/json", body)),
-            ..Self::new(method, path)
-        }
-    }
-}
-
-/// Has curl ask all of it from the pod, many at a time; each has to be answered.
-async fn ask(node: &Node, pod: &Pod, phase: &str, requests: &[Asks]) -> Result<()> {
-    let mut config = String::from("parallel\nparallel-max = 24\nno-progress-meter\n");
-    for (index, request) in requests.iter().enumerate() {
-        if index > 0 {
-            config.push_str("next\n");
-        }
-        writeln!(config, "url = \"https://kubernetes.default.svc{}\"", request.path)?;
-        if request.method == "HEAD" {
-            config.push_str("head\n");
-        } else {
-            writeln!(config, "request = \"{}\"", request.method)?;
-        }
-        writeln!(
-            config,
-            "cacert = \"{CA}\"\noutput = \"/dev/null\"\nwrite-out = \"%{{http_code}} %{{method}} %{{url}}\\n\""
-        )?;
-        writeln!(config, "max-time = 60\nuser-agent = \"mixed/{phase}\"")?;
-        for header in request.headers {
-            writeln!(config, "header = \"{header}\"")?;
-        }
-        if let Some((kind, body)) = &request.body {
-            let body = body.to_string().replace('\\', "\\\\").replace('"', "\\\"");
-            writeln!(config, "header = \"Content-Type: {kind}\"\ndata = \"{body}\"")?;
-        }
-        // The upgrade is HTTP/1.1's, and what isn't answered with one is all the same to the audit.
-        if !request.headers.is_empty() {
-            config.push_str("http1.1\n");
-        }
-    }
-    let file = node.directory().join(format!("mixed-{phase}.curl"));
-    fs::write(&file, config)?;
-    let curl = binaries::on_path("curl").context("curl is not on PATH: apt-get install curl")?;
-    let output = pod.command(curl).arg("--config").arg(&file).output().await?;
-    let answered = output.stdout.lines().filter(|line| !line.starts_with("000 ")).count();
-    ensure!(
-        answered == requests.len(),
-        "{phase}: {answered} of {} were answered: {}",
-        requests.len(),
-        output.text()
-    );
-    Ok(())
-}
-
-/// What is there before anything is changed, by name.
-fn names(prefix: &str, count: usize) -> Vec<String> {
-    (0..count).map(|n| format!("{prefix}-{n}")).collect()
-}
-
-fn creations(maps: usize, widgets: usize) -> Vec<Asks> {
-    let object = |kind: &str, version: &str, name: &str| json!({"apiVersion": version, "kind": kind, "metadata": {"name": name, "namespace": "prod"}});
-    let maps = names("cm", maps).into_iter();
-    let maps = maps.map(|name| Asks::json("POST", CM, object("ConfigMap", "v1", &name)));
-    let widgets = names("w", widgets).into_iter();
-    let widgets = widgets.map(|name| Asks::json("POST", WIDGETS, object("Widget", "example.org/v1", &name)));
-    maps.chain(widgets).collect()
-}
-
-/// Reads, changes and failures, of every kind that RequestInfo tells apart.
-fn middle(maps: usize, widgets: usize, each: usize) -> Vec<Asks> {
-    let mut all: Vec<Asks> = Vec::new();
-    let patch = json!({"data": {"a": "b"}});
-    for name in names("cm", maps) {
-        all.push(Asks::new("GET", format!("{CM}/{name}")));
-        all.push(Asks {
-            body: Some(("application/merge-patch+json", patch.clone())),
-            ..Asks::new("PATCH", format!("{CM}/{name}"))
-        });
-    }
-    for name in names("w", widgets) {
-        all.push(Asks::new("GET", format!("{WIDGETS}/{name}")));
-    }
-    for n in 0..each {
-        all.push(Asks::new("GET", "/api/v1/namespaces/prod/pods?limit=1"));
-        all.push(Asks::new("GET", "/api/v1/pods"));
-        all.push(Asks::new("GET", format!("{CM}?fieldSelector=metadata.name%3Dcm-{n}")));
-        all.push(Asks::new("GET", "/version"));
-        all.push(Asks::new("GET", "/healthz"));
-        all.push(Asks::new("GET", "/apis/apps/v1"));
-        all.push(Asks::new("GET", format!("{CM}/missing-{n}")));
-        all.push(Asks::new("HEAD", format!("{CM}/settings")));
-        all.push(Asks::json(
-            "POST",
-            CM,
-            json!({"metadata": {"name": "settings", "namespace": "prod"}}),
-        ));
-        all.push(Asks::new("GET", "/api/v1/namespaces"));
-        all.push(Asks::new("GET", "/api/v1/namespaces/prod"));
-    }
-    for _ in 0..each / 4 {
-        all.push(Asks::new("GET", format!("{CM}?watch=true&timeoutSeconds=1")));
-        all.push(Asks::new(
-            "GET",
-            "/api/v1/watch/namespaces/prod/configmaps?timeoutSeconds=1",
-        ));
-        all.push(Asks {
-            headers: &[
-                "Connection: Upgrade",
-                "Upgrade: websocket",
-                "Sec-WebSocket-Version: 13",
-                "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
-                "Sec-WebSocket-Protocol: v5.channel.k8s.io",
-            ],
-            ..Asks::new("GET", "/api/v1/namespaces/prod/pods/missing/exec?command=sh&stdin=1")
-        });
-    }
-    all
-}
-
-fn removals(maps: usize, widgets: usize) -> Vec<Asks> {
-    let maps = names("cm", maps).into_iter();
-    let maps = maps.map(|name| Asks::new("DELETE", format!("{CM}/{name}")));
-    let widgets = names("w", widgets).into_iter();
-    let widgets = widgets.map(|name| Asks::new("DELETE", format!("{WIDGETS}/{name}")));
-    let last = Asks::new("DELETE", format!("{CM}?labelSelector=nobody%3Dhas"));
-    maps.chain(widgets).chain([last]).collect()
-}
-
-async fn ask_all(world: &World, phases: [Vec<Asks>; 3]) -> Result<usize> {
-    let mut sent = 0;
-    for (name, requests) in ["create", "middle", "remove"].into_iter().zip(phases) {
-        ask(&world.node, &world.pod, name, &requests).await?;
-        sent += requests.len();
-    }
-    Ok(sent)
-}
-
-/// The agent's events of curl's requests, once all are there.
+/// The agent's, once all are there.
 async fn ours(world: &World, sent: usize) -> Result<BTreeMap<String, AuditEvent>> {
     eventually("every request has its event", async || {
-        let events = world.agent.audit()?.into_iter();
-        let ours: BTreeMap<_, _> = events
-            .filter(|event| {
-                event
-                    .user_agent
-                    .as_deref()
-                    .is_some_and(|agent| agent.starts_with("mixed/"))
-            })
-            .map(|event| (event.audit_id.clone(), event))
-            .collect();
+        let ours = mixed(world.agent.audit()?);
         Ok((ours.len() >= sent).then_some(ours))
     })
     .await
@@ -215,10 +87,22 @@ async fn the_test_server_sees_the_requests_that_the_log_has_under_the_same_ids()
     Ok(())
 }
 
+/// Who acts, and as what the API server knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Acts {
+    /// The agent impersonates them.
+    Impersonated,
+    /// By a token of their own.
+    ByToken,
+}
+
 /// Point 2 of what the audit must show.
+#[rstest]
+#[case::impersonated(Acts::Impersonated)]
+#[case::by_token(Acts::ByToken)]
 #[tokio::test]
 #[ignore = "asks a real kube-apiserver: set KUBEBUILDER_ASSETS, and run it with --ignored"]
-async fn a_real_servers_audit_log_and_the_agents_agree_one_to_one() -> Result<()> {
+async fn a_real_servers_audit_log_and_the_agents_agree_one_to_one(#[case] acts: Acts) -> Result<()> {
     let node = Node::new()?;
     let api = ApiServer::start(&node).await?;
     ensure!(
@@ -226,6 +110,7 @@ async fn a_real_servers_audit_log_and_the_agents_agree_one_to_one() -> Result<()
         "the test API server has no audit log: set KUBEBUILDER_ASSETS to a directory with etcd and kube-apiserver"
     );
     define_widgets(&api).await?;
+    let _kubelet = kubelet(&node, &api).await?;
     let viewer = node.accounts().viewer.username();
     let everything = json!([
         {"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]},
@@ -233,63 +118,141 @@ async fn a_real_servers_audit_log_and_the_agents_agree_one_to_one() -> Result<()
     ]);
     api.grant(&viewer, &everything).await?;
     let world = World::around(node, api, PodSpec::named("shell"), AgentOptions::default()).await?;
+    if acts == Acts::ByToken {
+        act_by_token(&world).await?;
+    }
     eventually("the right is in force", async || {
         Ok((curl(&world.pod, WIDGETS, &[]).await?.code == 200).then_some(()))
     })
     .await?;
 
-    let sent = ask_all(&world, [creations(150, 50), middle(150, 50, 35), removals(150, 50)]).await?;
+    let mut middle = middle(150, 50, 35);
+    middle.extend(into_pod(RUNNING, 10));
+    let sent = ask_all(&world, [creations(150, 50), middle, removals(150, 50)]).await?;
     assert!(sent >= 1000, "{sent}");
     let ours = ours(&world, sent).await?;
     assert_eq!(ours.len(), sent);
     let theirs = eventually("the API server has written them all", async || {
-        let events = world.api.audit()?.into_iter();
-        let theirs: BTreeMap<_, _> = events
-            .filter(|event| {
-                event
-                    .user_agent
-                    .as_deref()
-                    .is_some_and(|agent| agent.starts_with("mixed/"))
-            })
-            .map(|event| (event.audit_id.clone(), event))
-            .collect();
+        let theirs = mixed(world.api.audit()?);
         Ok((theirs.len() >= sent).then_some(theirs))
     })
     .await?;
     assert_eq!(ours.keys().collect::<Vec<_>>(), theirs.keys().collect::<Vec<_>>());
     let mut verbs: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut codes: BTreeMap<(&str, Option<u64>), usize> = BTreeMap::new();
     for (id, our) in &ours {
-        assert_agree(our, &theirs[id], &world);
+        assert_agree(our, &theirs[id], acts, &world);
         *verbs.entry(&our.verb).or_default() += 1;
+        let subresource = our.object_ref.as_ref().and_then(|object| object.get("subresource"));
+        if let Some(subresource) = subresource {
+            *codes.entry((subresource, our.code())).or_default() += 1;
+        }
     }
-    let expected = ["create", "delete", "deletecollection", "get", "list", "patch", "watch"];
+    let expected = [
+        "create",
+        "delete",
+        "deletecollection",
+        "get",
+        "list",
+        "patch",
+        "update",
+        "watch",
+    ];
     assert_eq!(verbs.keys().copied().collect::<Vec<_>>(), expected, "{verbs:?}");
+    for (subresource, code) in [("attach", 101), ("exec", 101), ("portforward", 101), ("log", 200)] {
+        assert_eq!(codes.get(&(subresource, Some(code))), Some(&10), "{codes:?}");
+    }
     Ok(())
 }
 
+/// Stands in for the node's kubelet, and puts a pod there.
+async fn kubelet(node: &Node, api: &ApiServer) -> Result<Running> {
+    let directory = node.directory().join("kubelet");
+    std::fs::create_dir_all(&directory)?;
+    node.cluster_ca().api_server_identity()?.write(&directory)?;
+    let mut running = node
+        .control_plane_command(binaries::python()?)?
+        .args(["-c", KUBELET])
+        .args([directory.join("tls.crt"), directory.join("tls.key")])
+        .spawn()?;
+    running.stdout_until(|text| text.contains("ready")).await?;
+    let status = json!({"status": {
+        "addresses": [{"type": "InternalIP", "address": "127.0.0.1"}],
+        "daemonEndpoints": {"kubeletEndpoint": {"Port": 10250}},
+    }});
+    let status = status.to_string();
+    let patch = [
+        "patch",
+        "node",
+        NODE_NAME,
+        "--subresource=status",
+        "--type=merge",
+        "--patch",
+        &status,
+    ];
+    api.admin(patch)?.stdout().await?;
+    api.create(&json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "prod", "name": RUNNING},
+        "spec": {"nodeName": NODE_NAME, "containers": [{"name": "main", "image": "registry.example/web:1"}]},
+    }))
+    .await?;
+    Ok(running)
+}
+
+/// Has the session act by a token that the API server made.
+async fn act_by_token(world: &World) -> Result<()> {
+    let account = &world.node.accounts().viewer;
+    let token = world
+        .api
+        .account_token(account.namespace, account.name, &[], None)
+        .await?;
+    let session = Session::named("support", "alice")
+        .with_token_of(account)
+        .field("token", json!(token))
+        .for_pod(&world.pod);
+    world.node.sessions().write(&session)?;
+    eventually("the session acts by its token", async || {
+        curl(&world.pod, "/version", &[]).await?;
+        let events = world.agent.audit()?;
+        let last = events.last().and_then(|event| event.said("auth-method"));
+        Ok((last == Some("service-account-token")).then_some(()))
+    })
+    .await
+}
+
 #[track_caller]
-fn assert_agree(ours: &AuditEvent, theirs: &AuditEvent, world: &World) {
+fn assert_agree(ours: &AuditEvent, theirs: &AuditEvent, acts: Acts, world: &World) {
     let both = || format!("\n{ours:?}\n{theirs:?}");
     assert_eq!(ours.verb, theirs.verb, "{}", both());
     assert_eq!(ours.uri, theirs.uri, "{}", both());
     assert_eq!(ours.code(), theirs.code(), "{}", both());
     assert_eq!(ours.stage, theirs.stage, "{}", both());
     assert_eq!(ours.user_agent, theirs.user_agent, "{}", both());
-    assert_eq!(ours.impersonated_user, theirs.impersonated_user, "{}", both());
-    // The one knows the pod, the other the agent.
+    // The one knows the pod, the other by whose token it came.
     assert_eq!(ours.pod(), Some("shell"), "{}", both());
-    assert_eq!(
-        theirs.user.username,
-        world.node.accounts().agent.username(),
-        "{}",
-        both()
-    );
+    let acting = match acts {
+        Acts::Impersonated => {
+            let agent = world.node.accounts().agent.username();
+            assert_eq!(theirs.user.username, agent, "{}", both());
+            theirs.impersonated_user.as_ref()
+        }
+        Acts::ByToken => {
+            assert_eq!(theirs.impersonated_user, None, "{}", both());
+            Some(&theirs.user)
+        }
+    };
+    assert!(acting.is_some(), "{}", both());
+    assert_eq!(ours.impersonated_user.as_ref(), acting, "{}", both());
     let mut theirs_ref = theirs.object_ref.clone();
     if let Some(object) = &mut theirs_ref {
         // What only the object itself says.
         object.remove("uid");
         object.remove("resourceVersion");
-        if ours.verb == "create" {
+        let named = ours
+            .object_ref
+            .as_ref()
+            .is_some_and(|object| object.contains_key("name"));
+        if ours.verb == "create" && !named {
             object.remove("name");
         }
     }

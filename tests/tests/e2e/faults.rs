@@ -1,7 +1,7 @@
 //! What the agent itself runs out of: disk, file descriptors, memory. It says so, sheds what is too much, keeps its
 //! probes, and is as before when there is enough again.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use rstest::rstest;
@@ -11,7 +11,7 @@ use understudy_tests::node::{
     eventually,
 };
 
-use crate::world::{World, curl, curl_raw};
+use crate::world::{World, ask_many, curl, curl_raw};
 
 const PODS: &str = "/api/v1/namespaces/prod/pods";
 const LARGE_LIST: &str = "/api/v1/namespaces/prod/configmaps?understudySize=1Gi";
@@ -83,17 +83,6 @@ fn neighbour(node: &Node) -> Result<Pod> {
 fn python(pod: &Pod, program: &str, arguments: &[&str]) -> Result<Running> {
     let python = binaries::python()?;
     pod.command(python).args(["-c", program]).args(arguments).spawn()
-}
-
-/// How many of `count` requests over one connection were answered with which code.
-async fn ask_many(pod: &Pod, count: usize) -> Result<BTreeMap<String, usize>> {
-    let path = format!("/version?n=[1-{count}]");
-    let output = curl_raw(pod, &path, &["--output", "/dev/null", "--write-out", "%{http_code}\n"]).await?;
-    let mut codes = BTreeMap::new();
-    for code in output.stdout.lines() {
-        *codes.entry(code.to_owned()).or_default() += 1;
-    }
-    Ok(codes)
 }
 
 #[rstest]

@@ -14,6 +14,7 @@ mod definition;
 mod faults;
 mod hold;
 mod load;
+mod mixed;
 mod node_in_a_box;
 mod proofs;
 mod refusals;

@@ -1,20 +1,29 @@
-//! The audit webhook, with the agent killed and the webhook gone: what was promised holds.
+//! The audit webhook with the agent killed, the webhook gone or slow, its queue's disk full: what was promised holds.
 
-use std::{fs, path::PathBuf};
-
-use anyhow::Result;
-use serde_json::Value;
-use understudy_tests::node::{
-    AgentOptions, ApiServer, Node, PodSpec, Running, TestServerOptions, binaries, eventually,
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::PathBuf,
+    time::Duration,
 };
 
-use crate::world::{World, curl};
+use anyhow::{Context as _, Result};
+use rstest::rstest;
+use serde_json::Value;
+use understudy_cases::{Area, seen};
+use understudy_tests::node::{
+    AgentOptions, ApiServer, Node, Patience, PodSpec, Running, SmallDisk, TestServerOptions, binaries, eventually,
+};
 
+use crate::world::{World, ask_many, curl};
+
+/// As many events are kept in memory.
+const BACKLOG: usize = 4096;
 const PODS: &str = "/api/v1/namespaces/prod/pods?limit=1";
 
-/// Takes lists of events over TLS and appends them to a file, one a line.
+/// Takes lists of events over TLS and appends them to a file, one a line; as slowly as the file `delay` says.
 const SINK: &str = r#"
-import http.server, json, ssl, sys
+import http.server, json, os, ssl, sys, time
 address, certificate, key, out = sys.argv[1:]
 class Sink(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -22,6 +31,11 @@ class Sink(http.server.BaseHTTPRequestHandler):
         assert self.path == "/events" and self.headers["authorization"] == "Bearer sink-token"
         events = json.loads(self.rfile.read(int(self.headers["content-length"])))
         assert events["kind"] == "EventList" and events["apiVersion"] == "audit.k8s.io/v1"
+        try:
+            with open(os.path.join(os.path.dirname(out), "delay")) as delay:
+                time.sleep(float(delay.read()))
+        except FileNotFoundError:
+            pass
         with open(out, "a") as file:
             for event in events["items"]:
                 file.write(json.dumps(event) + "\n")
@@ -90,19 +104,52 @@ impl Sink {
             .arg(&format!("--audit-webhook-queue={}", self.file("queue")))
     }
 
+    /// Has it wait before it takes a list, or not.
+    fn takes_after(&self, delay: Option<&str>) -> Result<()> {
+        match delay {
+            Some(seconds) => Ok(fs::write(self.file("delay"), seconds)?),
+            None => Ok(fs::remove_file(self.file("delay"))?),
+        }
+    }
+
     /// The ids of what it has, each as it came first.
     fn ids(&self) -> Result<Vec<String>> {
+        Ok(self.taken()?.ids)
+    }
+
+    fn taken(&self) -> Result<Taken> {
         let text = fs::read_to_string(self.file("events")).unwrap_or_default();
         let complete = text.rsplit_once('\n').map_or("", |(complete, _)| complete);
-        let mut ids: Vec<String> = Vec::new();
+        let (mut taken, mut known) = (Taken::default(), BTreeSet::new());
         for line in complete.lines() {
             let event: Value = serde_json::from_str(line)?;
-            let id = event["auditID"].as_str().unwrap_or_default().to_owned();
-            if !ids.contains(&id) {
-                ids.push(id);
+            let id = event["auditID"].as_str().context("an id")?.to_owned();
+            if !known.insert(id.clone()) {
+                continue;
+            }
+            match event["annotations"]["understudy.dev/lost"].as_str() {
+                Some(lost) => taken.lost += lost.parse::<usize>()?,
+                None => taken.ids.push(id),
             }
         }
-        Ok(ids)
+        Ok(taken)
+    }
+}
+
+/// What a webhook has, each event once.
+#[derive(Debug, Default)]
+struct Taken {
+    ids: Vec<String>,
+    /// How many it was told that it lacks.
+    lost: usize,
+}
+
+impl Taken {
+    /// Whether it has all that is in the log, and was told of what it lacks.
+    fn is_all_of(&self, logged: &[String], lost: usize) -> bool {
+        let ids: BTreeSet<&String> = self.ids.iter().collect();
+        let in_log = logged.iter().filter(|id| ids.contains(id)).count();
+        in_log == self.ids.len() && in_log + lost == logged.len() && self.lost == lost
     }
 }
 
@@ -158,5 +205,139 @@ async fn events_outlive_the_agent_and_an_absence_of_the_webhook() -> Result<()> 
         Ok((sink.ids()? == wanted).then_some(()))
     })
     .await?;
+    Ok(())
+}
+
+fn quiet(sink: &Sink, policy: &str) -> AgentOptions {
+    let options = sink.options().log_level("info");
+    options.args(["--audit-failure", policy])
+}
+
+/// How many events the webhook's sink lost.
+async fn lost(world: &World) -> Result<usize> {
+    let metrics = world.agent.metrics().await?;
+    let lost = metrics.sum("understudy_audit_events_dropped_total", &[("sink", "webhook")]);
+    format!("{lost:.0}").parse().context("a count")
+}
+
+#[rstest]
+#[case::block("block")]
+#[case::drop("drop")]
+#[tokio::test]
+async fn a_webhook_slower_than_the_requests_has_them_wait_or_is_told_what_it_lacks(#[case] policy: &str) -> Result<()> {
+    // More than the queue and the agent's memory hold together.
+    const MANY: usize = 6400;
+    let node = Node::new()?;
+    let sink = Sink::new(&node)?;
+    sink.takes_after(Some("15"))?;
+    let _running = sink.start().await?;
+    let api = ApiServer::start_test_program(&node, &TestServerOptions::default()).await?;
+    let options = quiet(&sink, policy).args(["--audit-webhook-queue-size", "1"]);
+    let world = World::around(node, api, PodSpec::named("shell"), options).await?;
+    let (codes, told) = tokio::join!(ask_many(&world.pod, MANY), async {
+        eventually("the queue and the memory are full", async || {
+            let metrics = world.agent.metrics().await?;
+            let backlog = metrics.sum("understudy_audit_backlog", &[("sink", "webhook")]);
+            let is_full = backlog >= 4096.0 && (policy == "block" || lost(&world).await? > 0);
+            Ok(is_full.then_some(()))
+        })
+        .await?;
+        let readiness = world.agent.readiness().await?;
+        sink.takes_after(None)?;
+        anyhow::Ok(readiness)
+    });
+    let told = told?;
+    assert!(told.contains("[-]audit-webhook failed"), "{told}");
+    assert_eq!(codes?, BTreeMap::from([("200".to_owned(), MANY)]));
+    assert!(
+        world.agent.log().contains("the webhook's queue is full"),
+        "with the cause"
+    );
+    let lost = lost(&world).await?;
+    assert_eq!(lost > 0, policy == "drop", "{lost}");
+    let logged = eventually("the log has them all", async || {
+        Ok(Some(logged(&world)?).filter(|logged| logged.len() == MANY))
+    })
+    .await?;
+    eventually("the webhook has them all, or knows what it lacks", async || {
+        Ok(sink.taken()?.is_all_of(&logged, lost).then_some(()))
+    })
+    .await?;
+    assert!(world.agent.readiness().await?.starts_with("ok"));
+    let becomes = match policy {
+        "block" => "wait for it, and none is lost",
+        _ => "go on; the webhook is sent a gap in place of their events, the log has them",
+    };
+    seen(
+        Area::Faults,
+        format!("The audit webhook is slow, --audit-failure {policy}"),
+        format!("its queue fills, then {BACKLOG} events are kept; /readyz says so; further requests {becomes}"),
+    );
+    Ok(())
+}
+
+#[rstest]
+#[case::block("block")]
+#[case::drop("drop")]
+#[tokio::test]
+async fn a_full_disk_for_the_webhooks_queue_is_told_and_emptied_by_the_webhook_alone(
+    #[case] policy: &str,
+) -> Result<()> {
+    const STEP: usize = 16;
+    let node = Node::new()?;
+    let sink = Sink::new(&node)?;
+    let _disk = SmallDisk::mount(sink.directory.join("queue"), 256 * 1024)?;
+    let api = ApiServer::start_test_program(&node, &TestServerOptions::default()).await?;
+    let options = quiet(&sink, policy).args(["--queue-timeout", "1"]);
+    let world = World::around(node, api, PodSpec::named("shell"), options).await?;
+    let mark = world.api.mark().await?;
+    // On the disk and in memory.
+    let mut asked = BACKLOG + STEP;
+    let mut codes = ask_many(&world.pod, asked).await?;
+    while lost(&world).await? == 0 {
+        for (code, count) in ask_many(&world.pod, STEP).await? {
+            *codes.entry(code).or_default() += count;
+        }
+        asked += STEP;
+        assert!(asked < 2 * BACKLOG, "the disk isn't full");
+    }
+    let upstream = world.api.seen_since(mark).await?.len();
+    let lost = lost(&world).await?;
+    let refused = codes.get("503").copied().unwrap_or(0);
+    assert_eq!(codes["200"], upstream, "what is refused does nothing");
+    assert_eq!(upstream + refused, asked);
+    assert_eq!(refused, if policy == "block" { lost } else { 0 });
+    let readiness = world.agent.readiness().await?;
+    assert!(readiness.contains("[-]audit-webhook failed"), "{readiness}");
+    assert!(
+        !readiness.contains("[-]audit failed"),
+        "the log is written: {readiness}"
+    );
+    assert!(world.agent.log().contains("No space left on device"), "with the cause");
+
+    // The disk stays as full as others leave it.
+    let _running = sink.start().await?;
+    let logged = logged(&world)?;
+    assert_eq!(logged.len(), upstream);
+    let (in_log, gap) = if policy == "block" { (0, lost) } else { (lost, lost) };
+    Patience(Duration::from_secs(90))
+        .until("the webhook has them all, or knows what it lacks", async || {
+            let taken = sink.taken()?;
+            Ok((taken.lost == gap && taken.ids.len() + in_log == logged.len()).then_some(()))
+        })
+        .await?;
+    assert_eq!(curl(&world.pod, PODS, &[]).await?.code, 200);
+    assert!(world.agent.readiness().await?.starts_with("ok"));
+    let becomes = match policy {
+        "block" => "are answered 503 `Status` ServiceUnavailable after --queue-timeout; nothing upstream",
+        _ => "go on; their events are lost to the webhook, the log has them",
+    };
+    seen(
+        Area::Faults,
+        format!("Disk full for the audit webhook's queue, and the webhook gone, --audit-failure {policy}"),
+        format!(
+            "{BACKLOG} events are kept; further requests {becomes}; counted, /readyz says so; once the webhook is back it empties the queue, and is sent a gap"
+        ),
+    );
     Ok(())
 }
