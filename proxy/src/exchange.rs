@@ -152,6 +152,12 @@ impl Exchange {
         self.code.store(code.as_u16(), Ordering::Relaxed);
     }
 
+    /// The head of its answer has come, after it was handed on upstream at `handed_on`.
+    pub fn took(&self, handed_on: Instant) {
+        let added = handed_on.saturating_duration_since(self.started);
+        self.metrics.answered(added, handed_on.elapsed());
+    }
+
     /// We answered it ourselves.
     pub fn refuse(&self, refusal: Refusal) {
         let _ = self.refused.set(refusal);
@@ -204,6 +210,7 @@ impl Drop for Exchange {
             code,
             refused,
             duration,
+            audit_id: Some(&self.event.audit_id),
         });
         let mut event = std::mem::take(&mut self.event);
         event.code = code;
