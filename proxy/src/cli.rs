@@ -92,6 +92,10 @@ pub struct AgentOptions {
     /// Where to write audit events, one JSON object a line; `-` is standard output.
     #[arg(long, value_name = "PATH", default_value = "-")]
     pub audit_log: PathBuf,
+    /// A file with the log's levels, written as in `RUST_LOG`; read again when it changes. Missing or empty, it says
+    /// nothing, and `RUST_LOG` holds.
+    #[arg(long, value_name = "PATH")]
+    pub log_level_file: Option<PathBuf>,
     /// What becomes of requests while the audit log can't be written.
     #[arg(long, value_enum, default_value_t = AuditFailure::Refuse)]
     pub audit_failure: AuditFailure,

@@ -13,6 +13,7 @@ mod definition;
 mod faults;
 mod hold;
 mod load;
+mod logging;
 mod metrics;
 mod node_in_a_box;
 mod proofs;
