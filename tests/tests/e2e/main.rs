@@ -10,6 +10,7 @@ mod clients;
 mod cluster;
 mod confined;
 mod definition;
+mod docs;
 mod faults;
 mod hold;
 mod load;
