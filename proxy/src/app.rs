@@ -18,13 +18,14 @@ use tokio::{
     runtime::{self, Runtime},
     signal::unix::{Signal, SignalKind, signal},
 };
-use tracing_subscriber::EnvFilter;
 
 use self::agent::Agent;
 use crate::{
     check,
-    cli::{AgentOptions, CheckOptions, Command, LogFormat, Output},
-    clock, gate, handover, kernel, sessions,
+    cli::{AgentOptions, CheckOptions, Command, Output},
+    clock, gate, handover, kernel,
+    logging::{Levels, LevelsError},
+    sessions,
 };
 
 /// What has to be done before any thread is made: the agent gives up what it won't need.
@@ -47,13 +48,13 @@ pub fn runtime() -> io::Result<Runtime> {
     runtime::Builder::new_multi_thread().enable_all().build()
 }
 
-/// Runs a command to its end.
+/// Runs a command to its end. An agent changes the log's levels where it is told to.
 ///
 /// # Errors
 /// What stands in the way, with what to do about it.
-pub async fn run(command: Command) -> anyhow::Result<ExitCode> {
+pub async fn run(command: Command, levels: Levels) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Agent(options) => run_agent(*options).await.map(|()| ExitCode::SUCCESS),
+        Command::Agent(options) => run_agent(*options, levels).await.map(|()| ExitCode::SUCCESS),
         Command::Check(options) => run_check(&options).await,
         Command::Crd => {
             io::stdout().write_all(sessions::resource::definition()?.as_bytes())?;
@@ -76,32 +77,18 @@ pub async fn run(command: Command) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Starts the log on standard error; its level is set by `RUST_LOG`, `info` where that says nothing.
-pub fn start_logging(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    // kube's client logs an answer that it can't read as a whole, and that may be a Secret (invariant 3). What else kube
-    // has to say of a watch, we say.
-    let filter = ["kube_client=off", "kube_client::client=off", "kube_runtime=off"]
-        .iter()
-        .filter_map(|directive| directive.parse().ok())
-        .fold(filter, EnvFilter::add_directive);
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr);
-    match format {
-        LogFormat::Text => log.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).init(),
-        LogFormat::Json => log.json().init(),
-    }
-}
-
 async fn run_check(options: &CheckOptions) -> anyhow::Result<ExitCode> {
     let report = check::run(options, |variable| std::env::var(variable).ok()).await;
     report.write(&mut io::stdout(), options.output == Output::Json)?;
     Ok(ExitCode::from(u8::from(!report.passed())))
 }
 
-async fn run_agent(options: AgentOptions) -> anyhow::Result<()> {
+async fn run_agent(options: AgentOptions, levels: Levels) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
+    tokio::spawn(heed_levels(LevelSignals::new()?, levels.clone()));
+    if let Some(file) = options.log_level_file.clone() {
+        tokio::spawn(levels.follow(file));
+    }
     let deadline = options.drain_deadline;
     // A start may have to wait for the cluster, and gives up where it is. The kernel side is put in force in one step.
     let agent = tokio::select! {
@@ -122,6 +109,34 @@ async fn run_agent(options: AgentOptions) -> anyhow::Result<()> {
         _ = signals.interrupt.recv() => tracing::warn!("interrupted: open streams are cut"),
     }
     Ok(())
+}
+
+/// Changes the log's levels as signals say.
+async fn heed_levels(mut signals: LevelSignals, levels: Levels) {
+    loop {
+        let changed: Result<(), LevelsError> = tokio::select! {
+            Some(()) = signals.raise.recv() => levels.raise(),
+            Some(()) = signals.reset.recv() => levels.set(""),
+            else => return,
+        };
+        if let Err(error) = changed {
+            tracing::error!(%error, "the log's levels stay as they were");
+        }
+    }
+}
+
+struct LevelSignals {
+    raise: Signal,
+    reset: Signal,
+}
+
+impl LevelSignals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            raise: signal(SignalKind::user_defined1())?,
+            reset: signal(SignalKind::user_defined2())?,
+        })
+    }
 }
 
 /// Signals are caught from the start, so that one that comes while the agent starts isn't lost.

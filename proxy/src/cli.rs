@@ -96,6 +96,10 @@ pub struct AgentOptions {
     /// The audit log.
     #[command(flatten)]
     pub audit: AuditOptions,
+    /// A file with the log's levels, written as in `RUST_LOG`; read again when it changes. Missing or empty, it says
+    /// nothing, and `RUST_LOG` holds.
+    #[arg(long, value_name = "PATH")]
+    pub log_level_file: Option<PathBuf>,
     /// This node's name: for the audit log and, without `--sessions`, for finding its pods.
     #[arg(
         long,

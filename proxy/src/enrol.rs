@@ -5,6 +5,7 @@
 //! connections to the API server the pod had before. What the listeners accept is handed on as [`Inbound`], or closed and counted where the kernel doesn't vouch for it.
 
 mod accept;
+mod attempts;
 mod enroller;
 mod entries;
 mod heartbeat;
@@ -29,6 +30,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
+    attempts::Attempts,
     refusals::{Refusal, Refusals},
     sever::Severed,
     steward::{Steward, StewardError},
@@ -47,6 +49,8 @@ pub struct Enrolment {
     pub refusals: Arc<Refusals>,
     /// Connections that were older than their pod's tag.
     pub severed: Arc<Severed>,
+    /// How often pods were enrolled, or weren't.
+    pub attempts: Arc<Attempts>,
     /// Hands all of it over to another agent.
     pub steward: Steward,
     /// Ends once the listeners are closed, after `shutdown`.
@@ -128,11 +132,13 @@ pub fn start(
     };
     let sources = enroller::Sources::new(wanted, leftovers);
     let enroller = enroller::Enroller::new(root, acceptor, status, connections, sources, steward.retired.clone());
+    let attempts = Arc::clone(&enroller.attempts);
     let task = tokio::spawn(enroller.run(received, shutdown));
     Enrolment {
         pods,
         refusals,
         severed,
+        attempts,
         steward,
         task,
     }

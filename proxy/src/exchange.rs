@@ -190,6 +190,12 @@ impl Exchange {
         self.code.store(code.as_u16(), Ordering::Relaxed);
     }
 
+    /// The head of its answer has come, after it was handed on upstream at `handed_on`.
+    pub fn took(&self, handed_on: Instant) {
+        let added = handed_on.saturating_duration_since(self.started);
+        self.metrics.answered(added, handed_on.elapsed());
+    }
+
     /// We answered it ourselves.
     pub fn refuse(&self, refusal: Refusal) {
         let _ = self.refused.set(refusal);
@@ -305,6 +311,7 @@ impl Drop for Exchange {
             code: event.code,
             refused: event.refused,
             duration: event.elapsed,
+            audit_id: Some(&self.audit_id()),
         });
         if extent.is_silent() {
             ticket.omit();

@@ -8,6 +8,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body::Body;
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -155,6 +156,7 @@ impl Forwarder {
             code: refusal.code().as_u16(),
             refused: Some(refusal),
             duration: Duration::ZERO,
+            audit_id: None,
         });
         answer(refusal, closes).map(ResponseBody::ours)
     }
@@ -288,6 +290,7 @@ impl Forwarder {
         request: Request<RequestBody>,
         exchange: &Exchange,
     ) -> Result<Response<ResponseBody>, Refusal> {
+        let handed_on = Instant::now();
         // What stays open is cheaper to hold as one stream of many; so is, to send, what comes as one of many.
         let answer = if exchange.runs_long() || request.version() == Version::HTTP_2 {
             session.upstream.send(request).await
@@ -295,6 +298,7 @@ impl Forwarder {
             session.upstream.send_short(request).await
         };
         let answer = answer.map_err(|error| self.unreachable(session, &error))?;
+        exchange.took(handed_on);
         if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
             tracing::error!(session = %session.id, "the upstream switched protocols unasked");
             return Err(Refusal::UpstreamFailed);

@@ -128,6 +128,7 @@ impl Server {
             client,
         } = accepted;
         let _open = self.metrics.connection();
+        let came = Instant::now();
         let mut origin = Origin {
             pod: Arc::clone(&pod),
             original_dst,
@@ -140,6 +141,9 @@ impl Server {
         let served = async {
             match self.handshake(stream, &pod, tls).await {
                 Ok(stream) => {
+                    if let Some(handshake) = stream.handshake() {
+                        self.metrics.handshake(&handshake, came.elapsed());
+                    }
                     origin.certificate = Certificate::shown(stream.certificates());
                     let terms = http::Terms {
                         forwarder: Arc::clone(&self.forwarder),

@@ -7,6 +7,7 @@
 // The agent as a whole.
 pub mod app;
 pub mod cli;
+pub mod logging;
 
 // What everything stands on.
 pub mod backoff;

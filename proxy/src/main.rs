@@ -5,14 +5,14 @@
 use std::{process::ExitCode, time::Duration};
 
 use clap::Parser;
-use understudy::{app, cli::Cli};
+use understudy::{app, cli::Cli, logging};
 
 fn main() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse();
-    app::start_logging(cli.log_format);
+    let levels = logging::start(cli.log_format);
     app::prepare(&cli.command)?;
     let runtime = app::runtime()?;
-    let outcome = runtime.block_on(app::run(cli.command));
+    let outcome = runtime.block_on(app::run(cli.command, levels));
     // A thread that hangs in a write to a dead file system must not keep the process.
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome

@@ -4,15 +4,17 @@
 mod audit;
 mod collect;
 mod labels;
+mod timing;
 
 use std::{fmt, time::Duration};
 
 use prometheus_client::{
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, info::Info},
     registry::Registry,
 };
 
 pub(crate) use self::audit::{SinkMetrics, WebhookMetrics};
+pub(crate) use self::timing::waits;
 use self::{
     audit::AuditMetrics,
     collect::Process,
@@ -20,22 +22,27 @@ use self::{
         CodeClass, HandshakeLabels, LimitLabels, ProofLabels, RefusedLabel, ReloadLabels, RequestLabels, WatchLabels,
         WrittenLabels,
     },
+    timing::Timings,
 };
 pub use self::{
     audit::AuditSink,
     collect::{register_counts, register_gauge, register_gauges},
     labels::{Followed, Limit, ProofOf, ProofOutcome, Watched, Written},
+    timing::Handshake,
 };
 use crate::{clock::Clock, status::Refusal};
 
 /// Begins every name of ours.
-const PREFIX: &str = "understudy";
+pub const PREFIX: &str = "understudy";
+
+/// Why a handshake can fail, in labels.
+pub const HANDSHAKE_FAILURES: [&str; 7] = ["distrusted", "tls", "plain_http", "timeout", "crowded", "silent", "io"];
 
 /// The handles to count with. Cheap to clone; all clones count the same.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     requests: Family<RequestLabels, Counter>,
-    durations: Histogram,
+    timings: Timings,
     streams: Gauge,
     connections: Counter,
     connections_open: Gauge,
@@ -70,7 +77,7 @@ impl WatchHealth {
 }
 
 /// How a request ended.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct Completion<'a> {
     /// The HTTP method.
     pub method: &'a str,
@@ -80,6 +87,8 @@ pub struct Completion<'a> {
     pub refused: Option<Refusal>,
     /// From its coming to its end.
     pub duration: Duration,
+    /// The id that it is written down under, where it is.
+    pub audit_id: Option<&'a dyn fmt::Display>,
 }
 
 impl Default for Metrics {
@@ -94,8 +103,7 @@ impl Metrics {
     pub fn new() -> Self {
         Self {
             requests: Family::default(),
-            // A watch is in the last, without an end.
-            durations: Histogram::new([0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 30.0, 60.0]),
+            timings: Timings::new(),
             streams: Gauge::default(),
             connections: Counter::default(),
             connections_open: Gauge::default(),
@@ -117,20 +125,20 @@ impl Metrics {
         let metrics = self;
         let mut whole = Registry::default();
         // Named by convention, alike in every program.
-        whole.register_collector(Box::new(Process));
+        whole.register_collector(Box::new(Process::new()));
         let registry = whole.sub_registry_with_prefix(PREFIX);
-        let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        let build = Info::new([
+            ("version", env!("CARGO_PKG_VERSION")),
+            ("revision", option_env!("UNDERSTUDY_REVISION").unwrap_or("unknown")),
+            ("rustc", env!("UNDERSTUDY_RUSTC")),
+        ]);
         registry.register("build", "The agent's build", build);
         registry.register(
             "requests",
             "Requests answered, by HTTP method, code class and the agent's own refusal",
             metrics.requests.clone(),
         );
-        registry.register(
-            "request_duration_seconds",
-            "From a request's coming to the end of its answer, watches and upgrades included",
-            metrics.durations.clone(),
-        );
+        metrics.timings.register(registry);
         registry.register(
             "streams",
             "Requests in flight, watches and upgrades among them",
@@ -183,9 +191,24 @@ impl Metrics {
             "Connections and requests that were refused or ended because of a limit",
             metrics.limit_hits.clone(),
         );
-        // Exists from the start at zero, so that a rate has something to begin from.
+        metrics.begin_at_zero();
+        whole
+    }
+
+    /// What exists from the start, so that a rate has something to begin from.
+    fn begin_at_zero(&self) {
+        for cause in HANDSHAKE_FAILURES {
+            drop(self.handshake_failures.get_or_create(&HandshakeLabels { cause }));
+        }
+        for outcome in [Written::Done, Written::Failed, Written::Dropped] {
+            let labels = WrittenLabels { outcome };
+            if outcome != Written::Dropped {
+                drop(self.status_writes.get_or_create(&labels));
+            }
+            drop(self.events.get_or_create(&labels));
+        }
         for limit in Limit::ALL {
-            drop(metrics.limit_hits.get_or_create(&LimitLabels { limit }));
+            drop(self.limit_hits.get_or_create(&LimitLabels { limit }));
         }
         for file in [
             Followed::Token,
@@ -194,9 +217,8 @@ impl Metrics {
             Followed::Sessions,
             Followed::ClientCa,
         ] {
-            drop(metrics.reload_failures.get_or_create(&ReloadLabels { file }));
+            drop(self.reload_failures.get_or_create(&ReloadLabels { file }));
         }
-        whole
     }
 
     /// Counts a request that has ended.
@@ -207,7 +229,17 @@ impl Metrics {
             refused: RefusedLabel(completion.refused),
         };
         self.requests.get_or_create(&labels).inc();
-        self.durations.observe(completion.duration.as_secs_f64());
+        self.timings.request(completion.duration, completion.audit_id);
+    }
+
+    /// Times a request whose answer has begun: how long it took to be handed on upstream, and its answer from then on.
+    pub fn answered(&self, added: Duration, upstream: Duration) {
+        self.timings.answered(added, upstream);
+    }
+
+    /// Counts a handshake that came to its end, after so long.
+    pub fn handshake(&self, handshake: &Handshake, duration: Duration) {
+        self.timings.handshake(handshake, duration);
     }
 
     /// Counts a stream until the guard is dropped.
@@ -296,7 +328,8 @@ impl Metrics {
 pub struct OpenStream(Gauge);
 
 impl OpenStream {
-    fn new(gauge: &Gauge) -> Self {
+    /// Counts one, until this is dropped.
+    pub(crate) fn new(gauge: &Gauge) -> Self {
         gauge.inc();
         Self(gauge.clone())
     }
@@ -347,6 +380,7 @@ mod tests {
                 code,
                 refused,
                 duration: Duration::from_millis(20),
+                audit_id: None,
             });
         };
         completed("GET", 200, None);
@@ -373,16 +407,16 @@ mod tests {
             r#"understudy_limit_hits_total{limit="memory"} 0"#,
             "understudy_streams 1",
             "# TYPE process_open_fds gauge",
+            "# TYPE process_max_fds gauge",
+            "# TYPE process_cpu_seconds counter",
+            "# TYPE process_start_time_seconds gauge",
+            r#"understudy_tls_handshake_failures_total{cause="io"} 0"#,
+            r#"understudy_events_total{outcome="dropped"} 0"#,
             "understudy_inbound_connections_total 1",
             "understudy_inbound_connections_open 0",
             "understudy_sessions 3",
             r#"understudy_kernel_connects_total{outcome="redirected"} 5"#,
             r#"understudy_kernel_connects_total{outcome="untouched"} 7"#,
-            concat!(
-                r#"understudy_build_info{version=""#,
-                env!("CARGO_PKG_VERSION"),
-                r#""} 1"#
-            ),
             "# EOF",
         ] {
             assert!(
@@ -390,7 +424,18 @@ mod tests {
                 "{line} is missing from\n{text}"
             );
         }
-        assert!(!text.contains("unknown"), "{text}");
+        assert!(!text.contains("understudy_unknown"), "{text}");
+        let build = text.lines().find(|line| line.starts_with("understudy_build_info{"));
+        for label in [
+            concat!(r#"version=""#, env!("CARGO_PKG_VERSION"), '"'),
+            r#"revision=""#,
+            r#"rustc="1."#,
+        ] {
+            assert!(
+                build.is_some_and(|line| line.contains(label)),
+                "{label} is missing from\n{text}"
+            );
+        }
         drop(stream);
     }
 

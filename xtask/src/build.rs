@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::command::{cargo, progress, run, without_cargo_env};
+use crate::command::{cargo, probe, progress, run, without_cargo_env};
 use crate::setup::Toolchain;
 use crate::workspace;
 
@@ -155,6 +155,8 @@ pub(crate) fn static_agent() -> Result<PathBuf> {
         .env_remove("RUSTFLAGS")
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
         .args(["build", "--release", "--locked", "--package", "understudy", "--bins"])
+        // For understudy_build_info. Daily builds have none: each commit would build the agent anew.
+        .envs(revision().map(|revision| ("UNDERSTUDY_REVISION", revision)))
         // Naming the target, though it is this machine's, keeps the flags off build scripts and macros.
         .args(["--target", &triple, "--target-dir"])
         .arg(workspace::target().join("image-build"))
@@ -169,6 +171,15 @@ pub(crate) fn static_agent() -> Result<PathBuf> {
     }
     let binaries = executables(&String::from_utf8_lossy(&output.stdout));
     binaries.path("understudy").map(Path::to_path_buf)
+}
+
+/// The commit that was built, where the tree is one; `-dirty` behind it where it isn't only that.
+pub(crate) fn revision() -> Option<String> {
+    let git = |arguments: &[&str]| probe(Command::new("git").current_dir(workspace::root()).args(arguments));
+    let commit = git(&["rev-parse", "--verify", "HEAD"])?;
+    let changes = git(&["status", "--porcelain", "--untracked-files=no"])?;
+    let suffix = if changes.trim().is_empty() { "" } else { "-dirty" };
+    Some(format!("{}{suffix}", commit.trim()))
 }
 
 /// Picks the executables out of cargo's messages, one JSON object a line.

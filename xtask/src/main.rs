@@ -193,3 +193,42 @@ fn chore(chore: Chore) -> Result<()> {
         Chore::AsRoot { program, arguments } => chores::as_root(&program, &arguments),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// Below the root: what tells people to type commands of ours.
+    const PAGES: [&str; 3] = ["README.md", "ARCHITECTURE.md", "SECURITY.md"];
+
+    #[test]
+    fn every_chore_in_the_pages_is_understood() {
+        let root = workspace::root();
+        let mut pages: Vec<PathBuf> = PAGES.iter().map(|page| root.join(page)).collect();
+        let below_docs = fs::read_dir(root.join("docs")).unwrap();
+        pages.extend(
+            below_docs
+                .map(|entry| entry.unwrap().path())
+                .filter(|path| path.is_file()),
+        );
+        let mut commands = 0;
+        for page in pages {
+            for line in fs::read_to_string(&page).unwrap().lines() {
+                // In a block of either form; what stands behind `#` is for the reader.
+                let Some(typed) = line.strip_prefix("    ").or_else(|| line.strip_prefix("$ ")) else {
+                    continue;
+                };
+                let typed = typed.split(" #").next().unwrap_or(typed);
+                let Some(words) = typed.strip_prefix("cargo xtask ") else {
+                    continue;
+                };
+                let parsed = Arguments::try_parse_from(std::iter::once("xtask").chain(words.split_whitespace()));
+                assert!(parsed.is_ok(), "{}: `{typed}`: {parsed:?}", page.display());
+                commands += 1;
+            }
+        }
+        assert!(commands >= 5, "the pages have lost their commands");
+    }
+}

@@ -15,7 +15,7 @@ use crate::{
     credentials::TokenFile,
     enrol::{Enrolment, PodState, PodStatus},
     kernel::Kernel,
-    metrics::{Limit, Metrics, register_counts, register_gauge, register_gauges},
+    metrics::{Limit, Metrics, PREFIX, register_counts, register_gauge, register_gauges},
     sessions::store::SessionLookup,
     trust::serving::ServingCert,
     upstream::pool::DialCounts,
@@ -113,6 +113,14 @@ pub(super) fn register_kernel(registry: &mut Registry, kernel: Arc<Kernel>, enro
         "state",
         move || pods_by_state(&pods.borrow()),
     );
+    let attempts = Arc::clone(&enrolment.attempts);
+    register_counts(
+        registry,
+        "enrolments",
+        "Enrolments of pods that were tried, by outcome",
+        "outcome",
+        move || attempts.iter().collect(),
+    );
     let severed = Arc::clone(&enrolment.severed);
     register_counts(
         registry,
@@ -131,20 +139,20 @@ pub(super) fn register(
     token: &TokenFile,
     certificate: &ServingCert,
 ) {
-    for (index, (name, help)) in [
-        ("sessions_in_force", "Sessions in force"),
-        ("sessions_expired", "Sessions declared whose time is up"),
-        ("sessions_refused", "Sessions declared that can't be used as they are"),
-        ("sessions_idle", "Sessions declared that went unused for too long"),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        let sessions = sessions.clone();
-        register_gauge(registry, name, help, move || {
-            i64::try_from(sessions.snapshot().counts()[index].1).ok()
-        });
-    }
+    let sessions = sessions.clone();
+    register_gauges(
+        registry,
+        "sessions",
+        "Sessions declared, by how they stand",
+        "state",
+        move || {
+            let counts = sessions.snapshot().counts();
+            counts
+                .map(|(state, count)| (state, i64::try_from(count).unwrap_or(i64::MAX)))
+                .to_vec()
+        },
+    );
+    register_pool(registry, dials);
     let dials = Arc::clone(dials);
     register_counts(
         registry,
@@ -166,6 +174,26 @@ pub(super) fn register(
         "certificate_expiry_timestamp_seconds",
         "When the certificate that workloads see expires",
         move || Some(certificate.expiry().as_second()),
+    );
+}
+
+/// Enters what the pools of connections upstream count, all sessions' together.
+fn register_pool(registry: &mut Registry, dials: &DialCounts) {
+    let registry = registry.sub_registry_with_prefix(PREFIX);
+    registry.register(
+        "upstream_connections_open",
+        "Connections to API servers that are open or being opened",
+        dials.open.clone(),
+    );
+    registry.register(
+        "upstream_requests_waiting",
+        "Requests that wait for a place on a connection to their API server",
+        dials.waiting.clone(),
+    );
+    registry.register(
+        "upstream_wait_seconds",
+        "How long those requests waited for a place that didn't find one at once",
+        dials.waits.clone(),
     );
 }
 

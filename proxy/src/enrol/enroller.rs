@@ -22,6 +22,7 @@ use understudy_common::{Counter, PodEntry};
 use super::{
     Leftovers, PodStatus,
     accept::Acceptor,
+    attempts::Attempts,
     heartbeat::Heart,
     netns::NetnsId,
     observe::Observation,
@@ -108,6 +109,7 @@ pub(super) struct Enroller {
     pub(super) first_enrolment: u64,
     pub(super) next_enrolment: u64,
     foreign: u64,
+    pub(super) attempts: Arc<Attempts>,
     pub(super) tenure: Tenure,
     pub(super) beating: Option<Heart>,
     /// Closes the listeners, however this ends.
@@ -156,6 +158,7 @@ impl Enroller {
             chores: BTreeSet::new(),
             first_enrolment,
             next_enrolment: first_enrolment,
+            attempts: Arc::default(),
             tenure: Tenure::new(retired),
             beating: None,
             _closing: acceptor_closing,
@@ -446,6 +449,7 @@ impl Enroller {
                     self.tag(place, id);
                 }
                 self.changed = true;
+                self.attempts.count(false);
                 place.fail(error, cgroup);
                 return None;
             }
@@ -480,6 +484,7 @@ impl Enroller {
             self.chores
                 .insert((now + *delay, Chore::Visit, place.wanted.cgroup.clone()));
         };
+        self.attempts.count(enrolled.is_ok());
         match enrolled {
             Ok(()) => {
                 SETTLING.iter().for_each(revisit);

@@ -9,7 +9,7 @@ use tokio::{
     time::{error::Elapsed, timeout},
 };
 
-use crate::{status::Refusal, tls};
+use crate::{metrics::Handshake, status::Refusal, tls};
 
 /// A TLS record of the type `handshake` (RFC 8446, section 5.1).
 const RECORD_HANDSHAKE: u8 = 22;
@@ -21,6 +21,14 @@ pub(super) enum Accepted {
 }
 
 impl Accepted {
+    /// What kind of handshake it was; none without TLS.
+    pub(super) fn handshake(&self) -> Option<Handshake> {
+        match self {
+            Self::Tls(stream) => Handshake::of(stream.terms()),
+            Self::Plain(_) => None,
+        }
+    }
+
     /// The certificates that the client showed, its own first.
     pub(super) fn certificates(&self) -> Option<&[CertificateDer<'static>]> {
         match self {
@@ -114,5 +122,25 @@ async fn answer_plain_http(mut stream: TcpStream) {
         // A close with bytes unread would reset the connection, and the client would lose the answer.
         let mut unread = [0; 1024];
         while let Ok(1..) = tokio::io::AsyncReadExt::read(&mut stream, &mut unread).await {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::HANDSHAKE_FAILURES;
+
+    #[test]
+    fn each_failure_is_shown_from_the_start() {
+        let failures = [
+            HandshakeError::Distrusted(rustls::AlertDescription::UnknownCA),
+            HandshakeError::Tls(rustls::Error::DecryptError),
+            HandshakeError::PlainHttp,
+            HandshakeError::Timeout,
+            HandshakeError::Crowded,
+            HandshakeError::Silent,
+            HandshakeError::Io(io::ErrorKind::ConnectionReset.into()),
+        ];
+        assert_eq!(failures.map(|failure| failure.label()), HANDSHAKE_FAILURES);
     }
 }

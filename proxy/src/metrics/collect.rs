@@ -1,7 +1,11 @@
 //! Figures that are asked for at each scrape rather than counted.
 
-use std::{fmt, fs, io};
+use std::{fmt, fs, io, time::Duration};
 
+use nix::sys::{
+    resource::{Resource, UsageWho, getrlimit, getrusage},
+    time::TimeVal,
+};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric},
@@ -10,6 +14,7 @@ use prometheus_client::{
 };
 
 use super::PREFIX;
+use crate::clock::Clock;
 
 /// Enters a gauge of ours whose value is asked for at each scrape: sessions, a certificate's expiry.
 ///
@@ -129,9 +134,20 @@ impl<F> fmt::Debug for Gauges<F> {
     }
 }
 
-/// The process's own figures, from two small files of procfs at each scrape.
+/// The process's own figures, from small files of procfs and two system calls at each scrape.
 #[derive(Debug)]
-pub(super) struct Process;
+pub(super) struct Process {
+    /// In seconds of the epoch. The agent makes its metrics as the first thing.
+    started: i64,
+}
+
+impl Process {
+    pub(super) fn new() -> Self {
+        Self {
+            started: Clock::system().now().as_second(),
+        }
+    }
+}
 
 impl Collector for Process {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
@@ -142,6 +158,16 @@ impl Collector for Process {
                 resident_bytes(),
             ),
             ("process_open_fds", "Open file descriptors of the agent", open_fds()),
+            (
+                "process_max_fds",
+                "File descriptors that the agent may have open",
+                max_fds(),
+            ),
+            (
+                "process_start_time_seconds",
+                "When the agent started, in seconds of the epoch",
+                Ok(self.started),
+            ),
         ];
         for (name, help, value) in figures {
             // A figure that can't be had is left out rather than shown as zero.
@@ -149,8 +175,29 @@ impl Collector for Process {
             let gauge = ConstGauge::new(value);
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
         }
+        if let Ok(seconds) = cpu_seconds() {
+            let counter = ConstCounter::new(seconds);
+            let (name, help) = (
+                "process_cpu_seconds",
+                "Processor time that the agent took, its system calls' included",
+            );
+            counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
+        }
         Ok(())
     }
+}
+
+fn cpu_seconds() -> io::Result<f64> {
+    let usage = getrusage(UsageWho::RUSAGE_SELF)?;
+    let seconds = |time: TimeVal| {
+        Duration::new(time.tv_sec().unsigned_abs(), 0) + Duration::from_micros(time.tv_usec().unsigned_abs())
+    };
+    Ok((seconds(usage.user_time()) + seconds(usage.system_time())).as_secs_f64())
+}
+
+fn max_fds() -> io::Result<i64> {
+    let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(i64::try_from(soft).unwrap_or(i64::MAX))
 }
 
 pub(super) fn resident_bytes() -> io::Result<i64> {

@@ -12,6 +12,7 @@ use std::{
 
 use http::{Request, Response};
 use hyper::body::Incoming;
+use prometheus_client::metrics::{gauge::Gauge, histogram::Histogram};
 use tokio::{
     runtime::Handle,
     sync::{Notify, Semaphore},
@@ -28,7 +29,11 @@ use super::{
     socket::{Permit, Socket},
     target::Target,
 };
-use crate::{body::RequestBody, limits::Limits};
+use crate::{
+    body::RequestBody,
+    limits::Limits,
+    metrics::{OpenStream, waits},
+};
 
 /// An idle HTTP/1.1 connection is not used again after so long: servers close theirs at about twice that.
 const HTTP1_IDLE: Duration = Duration::from_secs(45);
@@ -115,8 +120,8 @@ enum Protocol {
     Http2,
 }
 
-/// Connections opened, by protocol, over all pools that share it.
-#[derive(Debug, Default)]
+/// Connections opened, by protocol, and how long requests waited for one, over all pools that share it.
+#[derive(Debug)]
 pub struct DialCounts {
     /// HTTP/2.
     pub http2: AtomicU64,
@@ -124,6 +129,25 @@ pub struct DialCounts {
     pub http1: AtomicU64,
     /// Dials that failed.
     pub failed: AtomicU64,
+    /// Connections that are open, or being opened.
+    pub open: Gauge,
+    /// Requests that wait for a place on one.
+    pub waiting: Gauge,
+    /// How long those waited that had to.
+    pub waits: Histogram,
+}
+
+impl Default for DialCounts {
+    fn default() -> Self {
+        Self {
+            http2: AtomicU64::default(),
+            http1: AtomicU64::default(),
+            failed: AtomicU64::default(),
+            open: Gauge::default(),
+            waiting: Gauge::default(),
+            waits: waits(),
+        }
+    }
 }
 
 enum Found {
@@ -431,7 +455,11 @@ impl Shared {
 
     fn permit(this: &Arc<Self>) -> Option<Permit> {
         let permit = Arc::clone(&this.places).try_acquire_owned().ok()?;
-        Some(Permit::new(permit, Arc::downgrade(this)))
+        Some(Permit::new(
+            permit,
+            Arc::downgrade(this),
+            OpenStream::new(&this.counts.open),
+        ))
     }
 
     async fn add_connection(home: Weak<Self>, permit: Permit) {
@@ -596,17 +624,26 @@ impl Drop for LinePlace {
 }
 
 /// Counts a request among those who wait for a place.
-struct Waiting<'s>(&'s Shared);
+struct Waiting<'s> {
+    shared: &'s Shared,
+    since: Instant,
+    _counted: OpenStream,
+}
 
 impl<'s> Waiting<'s> {
     fn begin(shared: &'s Shared) -> Self {
         shared.state().waiting += 1;
-        Self(shared)
+        Self {
+            shared,
+            since: Instant::now(),
+            _counted: OpenStream::new(&shared.counts.waiting),
+        }
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.state().waiting -= 1;
+        self.shared.state().waiting -= 1;
+        self.shared.counts.waits.observe(self.since.elapsed().as_secs_f64());
     }
 }

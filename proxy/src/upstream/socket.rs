@@ -14,21 +14,23 @@ use tokio::{
 };
 
 use super::pool::Shared;
-use crate::tls;
+use crate::{metrics::OpenStream, tls};
 
 /// A place among the connections that a session may have.
 #[derive(Debug)]
 pub(super) struct Permit {
     /// None while it is being given back.
-    permit: Option<OwnedSemaphorePermit>,
+    place: Option<OwnedSemaphorePermit>,
     home: Weak<Shared>,
+    _counted: OpenStream,
 }
 
 impl Permit {
-    pub(super) fn new(permit: OwnedSemaphorePermit, home: Weak<Shared>) -> Self {
+    pub(super) fn new(permit: OwnedSemaphorePermit, home: Weak<Shared>, counted: OpenStream) -> Self {
         Self {
-            permit: Some(permit),
+            place: Some(permit),
             home,
+            _counted: counted,
         }
     }
 }
@@ -36,7 +38,7 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         // Given back first: whoever hears of it finds it.
-        self.permit = None;
+        self.place = None;
         if let Some(home) = self.home.upgrade() {
             home.connection_closed();
         }

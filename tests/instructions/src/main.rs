@@ -54,7 +54,7 @@ impl Protocol {
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    understudy::app::start_logging(understudy::cli::LogFormat::Text);
+    understudy::logging::start(understudy::cli::LogFormat::Text);
     let runtime = understudy::app::runtime()?;
     let outcome = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["agent", directory, upstream] => runtime.block_on(agent::run(Path::new(directory), upstream)),

@@ -9,14 +9,13 @@ use std::env;
 use std::fs::{self, File};
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
 pub(crate) use reference::Reference;
 
-use crate::command::{probe, progress};
-use crate::{build, setup, workspace};
+use crate::command::progress;
+use crate::{build, setup};
 
 /// What `cargo xtask image` is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,19 +107,10 @@ fn labels(tag: &Reference) -> BTreeMap<&'static str, String> {
         ("org.opencontainers.image.version", env!("CARGO_PKG_VERSION").to_owned()),
         ("org.opencontainers.image.ref.name", tag.tag().to_owned()),
     ]);
-    if let Some(revision) = revision() {
+    if let Some(revision) = build::revision() {
         labels.insert("org.opencontainers.image.revision", revision);
     }
     labels
-}
-
-/// The commit that was built, where the tree is one; `-dirty` behind it where it isn't only that.
-fn revision() -> Option<String> {
-    let git = |arguments: &[&str]| probe(Command::new("git").current_dir(workspace::root()).args(arguments));
-    let commit = git(&["rev-parse", "--verify", "HEAD"])?;
-    let changes = git(&["status", "--porcelain", "--untracked-files=no"])?;
-    let suffix = if changes.trim().is_empty() { "" } else { "-dirty" };
-    Some(format!("{}{suffix}", commit.trim()))
 }
 
 fn make_parent(path: &Path) -> Result<()> {

@@ -1,5 +1,6 @@
 //! What an operator applies: the part that is generated from the types, and that all of it says one thing.
 
+mod monitoring;
 mod objects;
 mod rights;
 
@@ -24,7 +25,7 @@ struct Variant {
 }
 
 /// Every way to install or remove, by kustomize and by the chart.
-const VARIANTS: [Variant; 6] = [
+const VARIANTS: [Variant; 7] = [
     Variant {
         kustomization: "overlays/own-ca",
         values: "helm/understudy/ci/own-ca-values.yaml",
@@ -46,6 +47,10 @@ const VARIANTS: [Variant; 6] = [
         values: "examples/audit/values.yaml",
     },
     Variant {
+        kustomization: "examples/monitoring",
+        values: "examples/monitoring/values.yaml",
+    },
+    Variant {
         kustomization: "uninstall",
         values: "helm/understudy/ci/uninstall-values.yaml",
     },
@@ -54,24 +59,44 @@ const VARIANTS: [Variant; 6] = [
 /// Where the CRDs are kept, below `deploy`: kustomize reads none from another's directory, and a chart has its own.
 const CRDS: [&str; 2] = ["base/crd.yaml", "helm/understudy/crds/crd.yaml"];
 
-/// Writes the CRDs from the types that the agent reads them into.
+/// Writes the CRDs from the types that the agent reads them into, and the copies of the alerts and the dashboard.
 ///
 /// # Errors
 /// Where the agent doesn't build, or a file can't be written.
 pub(crate) fn write() -> Result<()> {
+    for (path, made) in monitoring::made()? {
+        put(&workspace::root().join(path), &made)?;
+    }
     let crds = crds(&understudy()?)?;
     for path in CRDS.map(below_deploy) {
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).with_context(|| format!("could not make {}", parent.display()))?;
-        }
-        fs::write(&path, &crds).with_context(|| format!("could not write {}", path.display()))?;
-        progress(format!("wrote {}", path.display()));
+        put(&path, &crds)?;
     }
     Ok(())
 }
 
+fn put(path: &Path, content: &str) -> Result<()> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).with_context(|| format!("could not make {}", parent.display()))?;
+    }
+    fs::write(path, content).with_context(|| format!("could not write {}", path.display()))?;
+    progress(format!("wrote {}", path.display()));
+    Ok(())
+}
+
+fn kept(path: &Path, made: &str) -> Result<()> {
+    let kept = fs::read_to_string(path)
+        .with_context(|| format!("could not read {}: run `cargo xtask manifests`", path.display()))?;
+    ensure!(
+        kept == made,
+        "{} isn't what it is made of: run `cargo xtask manifests`",
+        path.display()
+    );
+    Ok(())
+}
+
 /// Makes sure that kustomize and the chart say the same of every variant, that no right in them is wider than it has to
-/// be, that the agent knows what it is started with, and that the CRDs are those of the types.
+/// be, that the agent knows what it is started with, that the CRDs are those of the types, and that alerts and dashboard
+/// are in order.
 ///
 /// # Errors
 /// At the first of them that doesn't hold; the message says where.
@@ -86,15 +111,12 @@ pub(crate) fn check() -> Result<()> {
     }
     let crds = crds(&understudy)?;
     for path in CRDS.map(below_deploy) {
-        let kept = fs::read_to_string(&path)
-            .with_context(|| format!("could not read {}: run `cargo xtask manifests`", path.display()))?;
-        ensure!(
-            kept == crds,
-            "{} isn't what the types say: run `cargo xtask manifests`",
-            path.display()
-        );
+        kept(&path, &crds)?;
     }
-    Ok(())
+    for (path, made) in monitoring::made()? {
+        kept(&workspace::root().join(path), &made)?;
+    }
+    monitoring::check()
 }
 
 /// Renders every variant both ways, looks at what came of it, and returns with what arguments the agent's program is

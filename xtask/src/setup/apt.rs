@@ -1,5 +1,7 @@
 //! Debian packages: which are installed, which can be had, and installing them, as root or through sudo.
 
+use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -77,6 +79,39 @@ fn install(packages: &[&str]) -> Result<()> {
     // Either the lists don't know a package or they name a version that the mirror has since replaced.
     update()?;
     install()
+}
+
+/// Brings the package's files below `directory`, and installs nothing: what it would start as a service stays away.
+///
+/// # Errors
+/// Where it can't be had here.
+pub(crate) fn unpack(package: &str, directory: &Path) -> Result<()> {
+    if !is_here() {
+        bail!("{package} can't be brought: this machine has no apt");
+    }
+    fs::create_dir_all(directory).with_context(|| format!("could not make {}", directory.display()))?;
+    let download = || {
+        run(Command::new("apt-get")
+            .current_dir(directory)
+            .args(["download", "-qq", package]))
+    };
+    if candidate(package).is_none() || download().is_err() {
+        update()?;
+        download()?;
+    }
+    let prefix = format!("{package}_");
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name.to_string_lossy().starts_with(&prefix) {
+            run(Command::new("dpkg-deb")
+                .arg("--extract")
+                .arg(entry.path())
+                .arg(directory))?;
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Refreshes apt's lists.

@@ -10,6 +10,7 @@ mod fuzzer;
 mod linters;
 mod machine;
 mod peers;
+mod promtool;
 
 use anyhow::Result;
 
@@ -20,6 +21,7 @@ pub(crate) use fuzzer::{Fuzzer, fuzzer};
 pub(crate) use linters::{cargo_deny, ebpf_clippy, linters};
 pub(crate) use machine::{depmod, virtual_machine};
 pub(crate) use peers::peers;
+pub(crate) use promtool::promtool;
 
 /// Brings what counts instructions.
 ///
