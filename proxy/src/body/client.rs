@@ -3,14 +3,21 @@
 use std::{
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use tokio::{runtime::Handle, time::timeout};
 
 use super::upload::{Upload, UploadError};
 use crate::upgrade::Takeover;
+
+/// How much is read of a body that nobody wants to its end, and for how long.
+const UNWANTED: u64 = 64 * 1024;
+const UNWANTED_WAIT: Duration = Duration::from_secs(1);
 
 /// A request's body.
 pub struct ClientBody(Inner);
@@ -54,6 +61,35 @@ impl ClientBody {
                 None
             }
         }
+    }
+}
+
+impl Drop for ClientBody {
+    /// An HTTP/2 stream is reset when its request is let go of before its end, be it answered (RFC 9113, section 8.1). A client
+    /// that still sends may lose the answer with it, as curl does before 8.0: so what is small is read first. Over HTTP/1.1 the
+    /// connection sees to it.
+    fn drop(&mut self) {
+        let Inner::Http2(incoming) = std::mem::replace(&mut self.0, Inner::Nothing) else {
+            return;
+        };
+        if incoming.is_end_stream() || incoming.size_hint().lower() > UNWANTED {
+            return;
+        }
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(timeout(UNWANTED_WAIT, read_off(incoming)));
+        }
+    }
+}
+
+/// Reads what is left, and forgets it.
+async fn read_off(mut incoming: Incoming) {
+    let mut left = UNWANTED;
+    while let Some(Ok(frame)) = incoming.frame().await {
+        let length = frame.data_ref().map_or(0, Bytes::len) as u64;
+        let Some(rest) = left.checked_sub(length) else {
+            return;
+        };
+        left = rest;
     }
 }
 

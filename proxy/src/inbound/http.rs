@@ -133,6 +133,7 @@ where
     let service = service_fn(move |request: Request<Incoming>| {
         let (forwarder, origin) = (Arc::clone(&forwarder), origin.clone());
         let beyond = beyond(&limits, &request);
+        let request = request.map(ClientBody::from);
         // Boxed: hyper keeps its room until the answer's body has ended, which for a watch is long.
         Box::pin(async move {
             Ok::<_, Infallible>(match beyond {
@@ -140,7 +141,7 @@ where
                     count(&forwarder.metrics, refusal);
                     forwarder.decline(&origin, &request, refusal)
                 }
-                None => forwarder.serve(&origin, request.map(ClientBody::from)).await,
+                None => forwarder.serve(&origin, request).await,
             })
         })
     });

@@ -6,9 +6,13 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
+use rstest::rstest;
 use tokio::{sync::mpsc, time::timeout};
 
-use crate::stage::{Answer, Stage, Terms, get, get1, text, whole};
+use crate::{
+    frames::{DATA, END_HEADERS, END_STREAM, HEADERS, POST, RST_STREAM, Raw, frame, hpack},
+    stage::{Answer, Stage, Terms, get, get1, text, whole},
+};
 
 /// A body fed by the test, chunk by chunk.
 pub(crate) fn fed(mut chunks: mpsc::Receiver<&'static str>) -> Answer {
@@ -106,4 +110,46 @@ async fn an_early_answer_does_not_wait_for_the_upload() {
     let response = timeout(Duration::from_secs(20), stage.http2().await.send_request(request)).await;
     assert_eq!(response.expect("answered early").unwrap().status(), 413);
     drop(never);
+}
+
+/// curl before 8.0 loses an answer whose stream is reset while it still sends.
+#[rstest]
+#[case::small(Some("5"), false)]
+#[case::of_unknown_length(None, false)]
+#[case::large(Some("100000"), true)]
+#[tokio::test]
+async fn a_refused_body_that_is_small_may_come_to_its_end(#[case] length: Option<&str>, #[case] is_reset: bool) {
+    let stage = Stage::new(Terms::default(), |_| async { whole("served") }).await;
+    let mut raw = Raw::new(&stage).await;
+    let length = length.map(|length| ("content-length", length));
+    let fields: Vec<_> = POST
+        .into_iter()
+        .chain([("impersonate-user", "root")])
+        .chain(length)
+        .collect();
+    raw.send(frame(HEADERS, END_HEADERS, 1, hpack(&fields))).await;
+    assert_eq!(raw.end_of(1).await.to_string(), "403 `Status` Forbidden");
+    let seen = raw.until_pong().await.expect("the connection lives");
+    assert_eq!(seen.contains(&(RST_STREAM, 1)), is_reset);
+    if !is_reset {
+        raw.send(frame(DATA, END_STREAM, 1, "hello")).await;
+        let seen = raw.until_pong().await.expect("the connection lives");
+        assert!(!seen.contains(&(RST_STREAM, 1)));
+    }
+    assert_eq!(stage.seen.count(), 0);
+}
+
+/// What nobody wants isn't read for ever.
+#[tokio::test]
+async fn a_refused_body_that_goes_on_is_reset() {
+    let stage = Stage::new(Terms::default(), |_| async { whole("served") }).await;
+    let mut raw = Raw::new(&stage).await;
+    let fields: Vec<_> = POST.into_iter().chain([("impersonate-user", "root")]).collect();
+    raw.send(frame(HEADERS, END_HEADERS, 1, hpack(&fields))).await;
+    assert_eq!(raw.end_of(1).await.to_string(), "403 `Status` Forbidden");
+    for _ in 0..5 {
+        raw.send(frame(DATA, 0, 1, [0; 16_000])).await;
+    }
+    assert_eq!(raw.end_of(1).await.to_string(), "stream reset, NO_ERROR");
+    assert!(raw.lives().await);
 }

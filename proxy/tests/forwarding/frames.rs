@@ -183,14 +183,20 @@ impl Raw {
         }
     }
 
-    /// Whether the connection still answers: a PING comes back, and a request is served.
+    /// Whether the connection still answers: a PING comes back.
     pub(crate) async fn lives(&mut self) -> bool {
+        self.until_pong().await.is_some()
+    }
+
+    /// The frames that come before the answer to a PING, by kind and stream; none where the connection has ended.
+    pub(crate) async fn until_pong(&mut self) -> Option<Vec<(u8, u32)>> {
         self.send(frame(PING, 0, 0, b"alive???")).await;
+        let mut seen = Vec::new();
         loop {
             match self.next().await {
-                None | Some((GOAWAY, ..)) => return false,
-                Some((PING, flags, _, payload)) if flags & ACK != 0 && payload == b"alive???" => return true,
-                Some(_) => {}
+                None | Some((GOAWAY, ..)) => return None,
+                Some((PING, flags, _, payload)) if flags & ACK != 0 && payload == b"alive???" => return Some(seen),
+                Some((kind, _, stream, _)) => seen.push((kind, stream)),
             }
         }
     }
