@@ -16,14 +16,15 @@ use std::{
 use tokio::{
     runtime::{self, Runtime},
     signal::unix::{Signal, SignalKind, signal},
+    task,
 };
 use tracing_subscriber::EnvFilter;
 
 use self::agent::Agent;
 use crate::{
     check,
-    cli::{AgentOptions, CheckOptions, Command, LogFormat, Output},
-    clock, gate, handover, kernel, sessions,
+    cli::{AgentOptions, CheckOptions, Command, LogFormat, Output, RecordingsCommand},
+    clock, gate, handover, kernel, recording, sessions,
 };
 
 /// What has to be done before any thread is made: the agent gives up what it won't need.
@@ -67,6 +68,13 @@ pub async fn run(command: Command) -> anyhow::Result<ExitCode> {
                 signals.ended().await;
             }
             Ok(ExitCode::SUCCESS)
+        }
+        Command::Recordings {
+            command: RecordingsCommand::Verify { files },
+        } => {
+            let all_whole =
+                task::spawn_blocking(move || recording::report::verify_all(&files, &mut io::stdout())).await??;
+            Ok(ExitCode::from(u8::from(!all_whole)))
         }
         Command::Gate { timeout } => {
             gate::wait(|variable| std::env::var(variable).ok(), timeout).await?;

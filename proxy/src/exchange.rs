@@ -162,6 +162,12 @@ impl Exchange {
         let _ = self.caller.set((caller.name().map(str::to_owned), caller.proof.name()));
     }
 
+    /// Who the caller proved to be.
+    #[must_use]
+    pub fn caller(&self) -> Option<&str> {
+        self.caller.get().and_then(|(name, _)| name.as_deref())
+    }
+
     /// Whom it acts as, where that isn't for the session to say.
     pub fn acts_as(&self, name: &str) {
         let _ = self.acts_as.set(name.to_owned());

@@ -3,6 +3,7 @@
 
 mod collect;
 mod labels;
+mod recording;
 
 use std::{fmt, time::Duration};
 
@@ -21,6 +22,7 @@ use self::{
 pub use self::{
     collect::{register_counts, register_gauge, register_gauges},
     labels::{Followed, Limit, ProofOf, ProofOutcome, Watched, Written},
+    recording::{RecordingCounts, RecordingFailure},
 };
 use crate::{clock::Clock, status::Refusal};
 
@@ -47,6 +49,7 @@ pub struct Metrics {
     status_writes: Family<WrittenLabels, Counter>,
     events: Family<WrittenLabels, Counter>,
     limit_hits: Family<LimitLabels, Counter>,
+    recording: RecordingCounts,
 }
 
 /// How one watch fares.
@@ -110,6 +113,7 @@ impl Metrics {
             status_writes: Family::default(),
             events: Family::default(),
             limit_hits: Family::default(),
+            recording: RecordingCounts::default(),
         }
     }
 
@@ -200,6 +204,7 @@ impl Metrics {
             "Connections and requests that were refused or ended because of a limit",
             metrics.limit_hits.clone(),
         );
+        metrics.recording.register(registry);
         // Exists from the start at zero, so that a rate has something to begin from.
         for limit in Limit::ALL {
             drop(metrics.limit_hits.get_or_create(&LimitLabels { limit }));
@@ -259,6 +264,12 @@ impl Metrics {
     #[must_use]
     pub fn limit_hits(&self, limit: Limit) -> u64 {
         self.limit_hits.get_or_create(&LimitLabels { limit }).get()
+    }
+
+    /// What is counted of recordings.
+    #[must_use]
+    pub fn recording(&self) -> &RecordingCounts {
+        &self.recording
     }
 
     /// The counter that whoever follows such a file counts failures in.
@@ -389,6 +400,8 @@ mod tests {
             r#"understudy_reload_failures_total{file="upstream-ca"} 0"#,
             r#"understudy_limit_hits_total{limit="connections-per-pod"} 1"#,
             r#"understudy_limit_hits_total{limit="memory"} 0"#,
+            r#"understudy_recording_failures_total{cause="write"} 0"#,
+            "understudy_recordings_open 0",
             "understudy_streams 1",
             "# TYPE process_open_fds gauge",
             "understudy_inbound_connections_total 1",

@@ -44,6 +44,7 @@ use crate::{
     },
     metrics::{Followed, Metrics},
     pod::Inbound,
+    recording::recorder::Recordings,
     sessions::store::Store,
     trust::{
         ServedNames,
@@ -104,6 +105,7 @@ impl Agent {
         let certificate = serving_certificate(&options, around, &clock, &metrics, certificate_ready).await?;
         let outside = listen_outside(&options.listen)?;
         let audit = audit_log(&options, readiness.condition("audit"), &clock, &metrics).await?;
+        let recordings = recordings(&options, &clock, &metrics).await?;
 
         let outfit = cluster.outfit(&options, &dials, &clock, &metrics);
         let (mut store, lookup, wanted) = Store::new(outfit, clock.clone());
@@ -158,6 +160,7 @@ impl Agent {
                 streams: streams.clone(),
                 limits: options.limits.clone(),
                 pressure,
+                recordings,
             }),
             tls,
             asking_tls,
@@ -246,6 +249,13 @@ async fn audit_log(
         clock: clock.clone(),
     };
     Ok(Audit::start(options.audit_log.to_string_lossy().parse()?, terms, metrics).await?)
+}
+
+async fn recordings(options: &AgentOptions, clock: &Clock, metrics: &Metrics) -> anyhow::Result<Recordings> {
+    Ok(match &options.recordings {
+        Some(directory) => Recordings::open(directory.clone(), clock.clone(), metrics).await?,
+        None => Recordings::nowhere(metrics),
+    })
 }
 
 fn watch_memory(limits: &Limits, metrics: &Metrics) -> Arc<Pressure> {

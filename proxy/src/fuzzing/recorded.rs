@@ -98,6 +98,6 @@ fn recorded(pieces: &[Piece]) -> io::Result<(Vec<u8>, String)> {
     for piece in pieces {
         cast.write([(Duration::ZERO, piece)])?;
     }
-    let sum = cast.end(Duration::ZERO, End::Closed)?;
+    let (sum, _) = cast.end(Duration::ZERO, End::Closed)?;
     Ok((file, sum))
 }

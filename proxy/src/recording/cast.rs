@@ -168,18 +168,24 @@ impl<W: Write> Cast<W> {
         self.commit()
     }
 
-    /// Writes the end, and gives the last sum, which stands for the whole.
+    /// Writes the end, and gives the last sum, which stands for the whole, and why it ended. Nothing was cut short where
+    /// the server had said how the command ended: kubectl's SPDY breaks the connection off then.
     ///
     /// # Errors
     /// As [`write`](Self::write).
-    pub fn end(&mut self, at: Duration, why: End) -> io::Result<String> {
+    pub fn end(&mut self, at: Duration, why: End) -> io::Result<(String, End)> {
+        let why = if why == End::CutShort && self.transcript.has_outcome() {
+            End::Closed
+        } else {
+            why
+        };
         self.last = self.last.max(at);
         let (lines, last) = (&mut self.lines, self.last);
         self.transcript.end(&mut |code, text| event(lines, last, code, text));
         event(&mut self.lines, last, Code::End, why.name());
         self.commit()?;
         self.sink.flush()?;
-        Ok(hex(self.sum.clone()))
+        Ok((hex(self.sum.clone()), why))
     }
 
     /// How many bytes are written, and summed up.

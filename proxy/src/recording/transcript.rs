@@ -109,6 +109,12 @@ impl Transcript {
         }
     }
 
+    /// Whether the server has said how it ended: nothing of what was to be shown comes after that.
+    #[must_use]
+    pub fn has_outcome(&self) -> bool {
+        serde_json::from_slice::<Outcome>(&self.status).is_ok_and(|outcome| !outcome.status.is_empty())
+    }
+
     fn output(&mut self, channel: Channel) -> &mut Text {
         if channel == Channel::Stderr {
             &mut self.stderr

@@ -15,6 +15,7 @@ mod hold;
 mod load;
 mod node_in_a_box;
 mod proofs;
+mod recording;
 mod refusals;
 mod scale;
 mod secrets;

@@ -50,7 +50,7 @@ fn recorded(parts: &[Vec<(u64, Piece)>], end: Option<End>) -> (Vec<u8>, Option<S
         let passed = part.iter().map(|(at, piece)| (Duration::from_millis(*at), piece));
         cast.write(passed).unwrap();
     }
-    let sum = end.map(|end| cast.end(Duration::from_secs(60), end).unwrap());
+    let sum = end.map(|end| cast.end(Duration::from_secs(60), end).unwrap().0);
     let written = cast.written();
     assert_eq!(file.len() as u64, written);
     (file, sum)
@@ -72,6 +72,26 @@ fn session() -> Vec<Vec<(u64, Piece)>> {
 fn lines(file: &[u8]) -> Vec<Value> {
     let text = std::str::from_utf8(file).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn what_breaks_off_after_its_outcome_is_not_cut_short() {
+    let said = |text: &str| vec![vec![(0, bytes(Channel::Error, text))]];
+    for (passed, end, why) in [
+        (said(r#"{"status":"Success"}"#), End::CutShort, "closed"),
+        (said(r#"{"status":"Failure","message":"no"}"#), End::CutShort, "closed"),
+        (said(r#"{"status":"Succ"#), End::CutShort, "cut-short"),
+        (said("{}"), End::CutShort, "cut-short"),
+        (Vec::new(), End::CutShort, "cut-short"),
+        (said(r#"{"status":"Success"}"#), End::BrokenOff, "broken-off"),
+    ] {
+        let (file, _) = recorded(&passed, Some(end));
+        assert_eq!(
+            verify(&file[..]).unwrap().ending,
+            Ending::Whole(why.to_owned()),
+            "{passed:?}"
+        );
+    }
 }
 
 #[test]
