@@ -38,6 +38,8 @@ pub mod limits;
 
 pub mod tls;
 
+pub mod gather;
+
 pub mod inbound;
 
 // each request on it,

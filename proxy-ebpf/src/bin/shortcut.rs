@@ -3,6 +3,10 @@
 //! `proxy/tests/shortcut.rs` shows it.
 #![no_std]
 #![no_main]
+#![expect(
+    clippy::needless_pass_by_value,
+    reason = "aya's macros hand a program its context by value"
+)]
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -65,10 +69,8 @@ fn pass(ctx: SkMsgContext) -> u32 {
             netns_cookie: bpf_get_netns_cookie(ctx.as_ptr()),
             own_address: (&raw const (*msg).remote_ip4).read_volatile(),
             peer_address: (&raw const (*msg).local_ip4).read_volatile(),
-            own_port: u32::from(u16::from_be(
-                ((&raw const (*msg).remote_port).read_volatile() >> 16) as u16,
-            )),
-            peer_port: u32::from(((&raw const (*msg).local_port).read_volatile() as u16).to_be()) << 16,
+            own_port: u32::from_be((&raw const (*msg).remote_port).read_volatile()),
+            peer_port: (&raw const (*msg).local_port).read_volatile().to_be(),
         }
     };
     let _unknown = PAIRS.redirect_msg(&ctx, peer, u64::from(BPF_F_INGRESS));

@@ -144,7 +144,8 @@ impl Rig {
     }
 
     async fn next_reading(&mut self) {
-        timeout(Duration::from_mins(1), self.file.changed())
+        // The clock is stopped, and jumps: longer than the slowest poll.
+        timeout(Duration::from_mins(5), self.file.changed())
             .await
             .expect("the file is re-read");
     }

@@ -22,6 +22,7 @@ use super::{http1, tls::Accepted};
 use crate::{
     body::{ResponseBody, client::ClientBody},
     forward::{Forwarder, Origin},
+    gather::Gather,
     limits::Limits,
     metrics::{Limit, Metrics},
     status::Refusal,
@@ -165,11 +166,12 @@ where
         }
         terms.forwarder.metrics.limit_hit(Limit::HeaderTimeout);
     };
-    let mut connection = pin!(connection);
+    let connection = pin!(connection);
+    let mut connection = Gather::new(connection);
     let outcome = tokio::select! {
-        outcome = connection.as_mut() => outcome,
+        outcome = &mut connection => outcome,
         () = terms.stopped() => {
-            connection.as_mut().graceful_shutdown();
+            connection.get_mut().as_mut().graceful_shutdown();
             connection.await
         }
         () = silent => Ok(()),

@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     UpstreamBody, UpstreamError, dial::DIAL_TIMEOUT, pool::Shared, roots::RootsVersion, socket::Socket, target::Target,
 };
-use crate::body::RequestBody;
+use crate::{body::RequestBody, gather::Gather};
 
 /// What one stream may hold that its reader hasn't taken. The bound on memory for each open answer.
 const STREAM_WINDOW: u32 = 256 * 1024;
@@ -310,12 +310,7 @@ async fn upload(stream: &mut ::h2::SendStream<Bytes>, mut data: Bytes) -> Result
 
 /// Drives a connection until it ends, closes it when it has long been idle, and ends it when the server no
 /// longer answers a PING while streams are open (a watch would wait for ever).
-async fn drive(
-    mut driver: Driver<Socket, Bytes>,
-    mut ping: PingPong,
-    connection: Weak<Connection>,
-    home: Weak<Shared>,
-) {
+async fn drive(driver: Driver<Socket, Bytes>, mut ping: PingPong, connection: Weak<Connection>, home: Weak<Shared>) {
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let watchdog = async {
@@ -344,7 +339,7 @@ async fn drive(
         }
     };
     tokio::select! {
-        ended = &mut driver => match ended {
+        ended = Gather::new(driver) => match ended {
             Ok(()) => tracing::debug!("an upstream connection closed"),
             Err(error) => tracing::debug!(%error, "an upstream connection failed"),
         },
