@@ -284,7 +284,7 @@ impl Forwarder {
         let Some(terms) = session.spec.recording else {
             return Ok(None);
         };
-        if !upgrade.ask_for_what_can_be_recorded(&mut head.headers) {
+        if !upgrade.ask_for_what_can_be_recorded(&mut head.headers, target.is_forward()) {
             self.metrics.recording().failed(RecordingFailure::Protocol);
             return if terms.required {
                 Err(Refusal::NotRecordable)

@@ -271,7 +271,7 @@ impl Refusal {
                 "understudy: the request cannot be written to the audit log, so nothing was sent; try again"
             }
             Self::NotRecordable => {
-                "understudy: this pod's session is recorded, and this request could go unrecorded; use exec or attach of a pod, by v5.channel.k8s.io, v4.channel.k8s.io or SPDY/3.1"
+                "understudy: this pod's session is recorded, and this request could go unrecorded; use exec, attach or port-forward of a pod, as kubectl does"
             }
             Self::RecordingUnavailable => {
                 "understudy: this pod's session is recorded, and that is not possible at the moment; nothing was sent; the agent's log on this node says why"

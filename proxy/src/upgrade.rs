@@ -26,7 +26,8 @@ use crate::{
     identity,
     recording::{
         cast::End,
-        recorder::{Recording, Running},
+        ports::Carrier,
+        recorder::{Form, Recording, Running},
         stream::{Framing, Side},
     },
     sessions::live::LiveSession,
@@ -116,24 +117,32 @@ impl Upgrade {
 
     /// Whether whatever may come of it can be recorded, by what a stripped request offers. Nothing is compressed that
     /// isn't asked to be, so that is taken off.
-    pub fn ask_for_what_can_be_recorded(&self, headers: &mut HeaderMap) -> bool {
+    pub fn ask_for_what_can_be_recorded(&self, headers: &mut HeaderMap, is_forward: bool) -> bool {
         headers.remove(header::SEC_WEBSOCKET_EXTENSIONS);
-        self.protocol == Protocol::Spdy
-            || identity::list_members(headers, &header::SEC_WEBSOCKET_PROTOCOL)
-                .all(|name| Framing::of_subprotocol(name).is_some())
+        if self.protocol == Protocol::Spdy {
+            return true;
+        }
+        let mut offers = identity::list_members(headers, &header::SEC_WEBSOCKET_PROTOCOL).peekable();
+        // Without a sub-protocol, a port-forward is of a form of its own.
+        let has_offers = offers.peek().is_some() || !is_forward;
+        has_offers && offers.all(|name| form_of(name, is_forward).is_some())
     }
 
-    /// How the stream is framed, by the head of the 101.
-    fn framing(&self, headers: &HeaderMap) -> Option<Framing> {
+    /// How the stream is read, by the head of the 101.
+    fn form(&self, headers: &HeaderMap, is_forward: bool) -> Option<Form> {
         if self.protocol == Protocol::Spdy {
-            return Some(Framing::Spdy);
+            return Some(if is_forward {
+                Form::Ports(Carrier::Spdy)
+            } else {
+                Form::Channels(Framing::Spdy)
+            });
         }
         if headers.contains_key(header::SEC_WEBSOCKET_EXTENSIONS) {
             return None;
         }
         let mut agreed = identity::list_members(headers, &header::SEC_WEBSOCKET_PROTOCOL);
         match (agreed.next(), agreed.next()) {
-            (name, None) => Framing::of_subprotocol(name.unwrap_or_default()),
+            (name, None) => form_of(name.unwrap_or_default(), is_forward),
             _ => None,
         }
     }
@@ -164,8 +173,11 @@ impl Upgrade {
             tracing::error!(session = %session.id, "the upstream switched to a protocol that wasn't asked for");
             return Err(Refusal::UpstreamFailed);
         }
-        let framing = self.framing(answer.headers());
-        let recording = match recording.map(|recording| recording.start(framing, streams)) {
+        let started = recording.map(|recording| {
+            let form = self.form(answer.headers(), recording.is_forward());
+            recording.start(form, streams)
+        });
+        let recording = match started {
             None => None,
             Some(started) => started.map_err(|_| Refusal::NotRecordable)?,
         };
@@ -239,6 +251,15 @@ async fn pipe(
         }
     }
     Ok(())
+}
+
+/// How a WebSocket of a sub-protocol is read.
+fn form_of(subprotocol: &[u8], is_forward: bool) -> Option<Form> {
+    if is_forward {
+        Carrier::of_subprotocol(subprotocol).map(Form::Ports)
+    } else {
+        Framing::of_subprotocol(subprotocol).map(Form::Channels)
+    }
 }
 
 /// Resolves when a stream has to end because it isn't recorded any further.

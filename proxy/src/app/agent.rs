@@ -139,14 +139,8 @@ impl Agent {
         }
         tokio::spawn(report_pods(enrolment.pods.clone(), pods_ready));
         tokio::spawn(report_token(cluster.own_token, token_ready));
-        teller.start(
-            &options,
-            wanted,
-            enrolment.pods.clone(),
-            lookup.clone(),
-            clock.clone(),
-            &metrics,
-        );
+        let pods = enrolment.pods.clone();
+        teller.start(&options, wanted, pods, lookup.clone(), clock.clone(), &metrics);
 
         let (connections, streams) = (TaskTracker::new(), TaskTracker::new());
         let pressure = watch_memory(&options.limits, &metrics);

@@ -32,17 +32,28 @@ pub struct About {
     pub records_stdin: bool,
 }
 
-/// Where an exec or attach goes.
+/// Where an exec, an attach or a port-forward goes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Target {
-    /// `exec` or `attach`.
+    /// `exec`, `attach` or `portforward`.
     pub subresource: &'static str,
     /// The pod's namespace.
     pub namespace: String,
     /// The pod.
     pub pod: String,
 }
+
+impl Target {
+    /// Whether ports are forwarded there.
+    #[must_use]
+    pub fn is_forward(&self) -> bool {
+        self.subresource == PORT_FORWARD
+    }
+}
+
+/// The subresource of a port-forward.
+pub const PORT_FORWARD: &str = "portforward";
 
 /// The parameters of an exec or attach (`PodExecOptions`, `PodAttachOptions`).
 #[expect(

@@ -46,6 +46,8 @@ pub enum Code {
     Closed,
     /// Ours, as asciicast v3 has it: the exit code, or what the server said in its place.
     Exit,
+    /// Ours: something happened in a port-forward.
+    Port,
     /// Ours: it is at its end, and why. But for the sum, nothing follows.
     End,
     /// Ours: the sum of all before.
@@ -61,6 +63,7 @@ impl Code {
             Self::Stream => 's',
             Self::Closed => 'c',
             Self::Exit => 'x',
+            Self::Port => 'p',
             Self::End => 'z',
             Self::Sum => 'h',
         }

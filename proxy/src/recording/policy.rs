@@ -1,6 +1,6 @@
 //! Which requests are recorded, and which aren't carried because they can't be. A plain decision over plain data.
 
-use super::about::Target;
+use super::about::{PORT_FORWARD, Target};
 use crate::{
     request_info::{Reading, RequestInfo},
     status::Refusal,
@@ -41,13 +41,17 @@ pub fn judge(terms: Option<Terms>, reading: &Reading, upgrades: bool) -> Result<
     };
     let is_core = request.api_group.is_empty();
     match (request.resource.as_str(), request.subresource.as_str()) {
-        ("pods", subresource @ ("exec" | "attach")) if is_core && upgrades => Ok(Some(Target {
-            subresource: if subresource == "exec" { "exec" } else { "attach" },
+        ("pods", subresource @ ("exec" | "attach" | PORT_FORWARD)) if is_core && upgrades => Ok(Some(Target {
+            subresource: match subresource {
+                "exec" => "exec",
+                "attach" => "attach",
+                _ => PORT_FORWARD,
+            },
             namespace: request.namespace.clone(),
             pod: request.name.clone(),
         })),
         ("nodes", subresource) if is_core && (subresource == "proxy" || request.verb == "proxy") => refused(true),
-        ("pods", "portforward" | "proxy") | ("services", "proxy") if is_core => Ok(None),
+        ("pods" | "services", "proxy") if is_core => Ok(None),
         _ => refused(upgrades),
     }
 }
@@ -75,7 +79,7 @@ mod tests {
     #[case::exec(EXEC, Some("exec"))]
     #[case::attach("/api/v1/namespaces/prod/pods/web-0/attach?stdout=1", Some("attach"))]
     #[case::escaped("/api/v1/namespaces/prod/pods/web-0/%65xec", Some("exec"))]
-    #[case::port_forward("/api/v1/namespaces/prod/pods/web-0/portforward", None)]
+    #[case::port_forward("/api/v1/namespaces/prod/pods/web-0/portforward", Some("portforward"))]
     #[case::of_a_pod("/api/v1/namespaces/prod/pods/web-0/proxy/socket", None)]
     #[case::of_a_service("/api/v1/namespaces/prod/services/web/proxy/socket", None)]
     fn is_recorded_or_something_else(#[case] target: &str, #[case] found: Option<&'static str>) {

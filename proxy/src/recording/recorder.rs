@@ -28,6 +28,7 @@ use super::{
     about::About,
     cast::{Cast, End},
     policy::Terms,
+    ports::{Carrier, Ports},
     stream::{Decoder, Framing, Lost, Side},
     tap::Tapped,
     transcript::Piece,
@@ -170,6 +171,7 @@ impl Recordings {
         let now = self.clock.now();
         let file = directory.join(file_name(&about, now));
         let session = about.session.clone();
+        let is_forward = about.target.is_forward();
         let path = file.clone();
         let begun = timeout(PATIENCE, task::spawn_blocking(move || begin(&path, &about, now))).await;
         let cast = begun
@@ -182,6 +184,7 @@ impl Recordings {
         Ok(Recording {
             cast,
             unused: Unused(file),
+            is_forward,
             session,
             terms,
             counts: self.counts.clone(),
@@ -247,18 +250,51 @@ impl Drop for Unused {
 pub struct Recording {
     cast: Cast<File>,
     unused: Unused,
+    is_forward: bool,
     session: String,
     terms: Terms,
     counts: RecordingCounts,
 }
 
+/// How a stream that is recorded is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// An exec or attach.
+    Channels(Framing),
+    /// A port-forward.
+    Ports(Carrier),
+}
+
+/// What reads it.
+#[derive(Debug)]
+pub(super) enum Reader {
+    Channels(Decoder),
+    // Boxed for its size.
+    Ports(Box<Ports>),
+}
+
+impl Reader {
+    fn new(form: Form) -> Self {
+        match form {
+            Form::Channels(framing) => Self::Channels(Decoder::new(framing)),
+            Form::Ports(carrier) => Self::Ports(Box::new(Ports::new(carrier))),
+        }
+    }
+}
+
 impl Recording {
-    /// The stream is there, framed like this; where that is `None`, in a way that can't be read. Its task is among
+    /// Whether it is of a port-forward.
+    #[must_use]
+    pub fn is_forward(&self) -> bool {
+        self.is_forward
+    }
+
+    /// The stream is there, in this form; where that is `None`, in a way that can't be read. Its task is among
     /// `streams` until all is written. `None`: the stream goes on without being recorded.
     ///
     /// # Errors
     /// If it can't be read, and must be.
-    pub fn start(self, framing: Option<Framing>, streams: &TaskTracker) -> Result<Option<Running>, Failure> {
+    pub fn start(self, form: Option<Form>, streams: &TaskTracker) -> Result<Option<Running>, Failure> {
         let shared = Arc::new(Shared {
             file: self.unused.keep(),
             session: self.session,
@@ -277,13 +313,13 @@ impl Recording {
             shared: Arc::clone(&shared),
             passed,
         };
-        if framing.is_none() {
+        if form.is_none() {
             shared.fail(&Failure::Protocol);
         }
         streams.spawn(writer.run());
-        match framing {
-            Some(framing) => Ok(Some(Running {
-                decoder: Arc::new(Mutex::new(Decoder::new(framing))),
+        match form {
+            Some(form) => Ok(Some(Running {
+                reader: Arc::new(Mutex::new(Reader::new(form))),
                 passed: sender,
                 shared,
             })),
@@ -296,7 +332,7 @@ impl Recording {
 /// A recording of a stream that is there. Dropped without [`end`](Self::end), it says that it was cut short.
 #[derive(Debug)]
 pub struct Running {
-    decoder: Arc<Mutex<Decoder>>,
+    reader: Arc<Mutex<Reader>>,
     passed: mpsc::Sender<Passed>,
     shared: Arc<Shared>,
 }
@@ -308,7 +344,7 @@ impl Running {
         Tapped::new(
             io,
             side,
-            Arc::clone(&self.decoder),
+            Arc::clone(&self.reader),
             self.passed.clone(),
             Arc::clone(&self.shared),
         )
@@ -319,7 +355,7 @@ impl Running {
         if self.shared.terms.required {
             self.shared.failed.cancelled().await;
         } else {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 

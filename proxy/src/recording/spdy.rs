@@ -3,7 +3,7 @@
 //! which.
 
 mod dictionary;
-mod headers;
+pub(super) mod headers;
 
 use std::mem;
 
@@ -263,7 +263,10 @@ pub(in crate::recording) mod tests {
         [&id.to_be_bytes()[..], &[u8::from(fin)], &length[1..], body].concat()
     }
 
-    fn read(frames: &[(Side, Vec<u8>)]) -> Result<Vec<(Channel, Option<Vec<u8>>)>, Lost> {
+    /// `None` for the close of a channel.
+    type Said = (Channel, Option<Vec<u8>>);
+
+    fn read(frames: &[(Side, Vec<u8>)]) -> Result<Vec<Said>, Lost> {
         let mut watcher = Watcher::default();
         let mut seen = Vec::new();
         for (side, bytes) in frames {

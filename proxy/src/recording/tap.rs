@@ -17,8 +17,8 @@ use tokio::{
 use tokio_util::sync::PollSender;
 
 use super::{
-    recorder::{Failure, Passed, Shared},
-    stream::{Channel, Decoder, Seen, Side},
+    recorder::{Failure, Passed, Reader, Shared},
+    stream::{Channel, Seen, Side},
     transcript::Piece,
 };
 
@@ -37,7 +37,7 @@ pub struct Tapped<I> {
 
 #[derive(Debug)]
 struct Tap {
-    decoder: Arc<Mutex<Decoder>>,
+    reader: Arc<Mutex<Reader>>,
     passed: PollSender<Passed>,
     /// How long a stream waits that needn't.
     waiting: Option<Pin<Box<Sleep>>>,
@@ -47,12 +47,12 @@ impl<I> Tapped<I> {
     pub(super) fn new(
         io: I,
         side: Side,
-        decoder: Arc<Mutex<Decoder>>,
+        reader: Arc<Mutex<Reader>>,
         passed: mpsc::Sender<Passed>,
         shared: Arc<Shared>,
     ) -> Self {
         let tap = Tap {
-            decoder,
+            reader,
             passed: PollSender::new(passed),
             waiting: None,
         };
@@ -96,11 +96,14 @@ impl<I> Tapped<I> {
         let mut pieces = Vec::new();
         let read = {
             // A poisoned lock is taken over: what it guards judges every byte anew.
-            let mut decoder = tap.decoder.lock().unwrap_or_else(PoisonError::into_inner);
-            decoder.read(self.side, bytes, &mut |seen| match seen {
-                Seen::Bytes(Channel::Stdin, _) | Seen::Closed(Channel::Stdin) if !stdin => {}
-                seen => Piece::add(&mut pieces, seen),
-            })
+            let mut reader = tap.reader.lock().unwrap_or_else(PoisonError::into_inner);
+            match &mut *reader {
+                Reader::Channels(decoder) => decoder.read(self.side, bytes, &mut |seen| match seen {
+                    Seen::Bytes(Channel::Stdin, _) | Seen::Closed(Channel::Stdin) if !stdin => {}
+                    seen => Piece::add(&mut pieces, seen),
+                }),
+                Reader::Ports(ports) => ports.read(self.side, bytes, &mut |event| Piece::add_port(&mut pieces, event)),
+            }
         };
         let at = self.shared.elapsed();
         let sent = pieces.is_empty() || tap.passed.send_item(Passed { at, pieces }).is_ok();

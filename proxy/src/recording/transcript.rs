@@ -1,10 +1,13 @@
 //! From what passed to what is written down: text, sizes of the terminal, and how it ended. Plain data on both sides.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 
 use super::{
     cast::Code,
-    stream::{Channel, Seen},
+    ports::Event,
+    stream::{Channel, Seen, Side},
     text::Text,
 };
 
@@ -22,9 +25,34 @@ pub enum Piece {
     Bytes(Channel, Vec<u8>),
     /// Nothing more comes on it.
     Closed(Channel),
+    /// Something happened in a port-forward.
+    Port(Event),
 }
 
 impl Piece {
+    /// Adds something of a port-forward to what is kept.
+    pub fn add_port(pieces: &mut Vec<Self>, event: Event) {
+        if let (
+            Event::Carried {
+                connection,
+                side,
+                bytes,
+            },
+            Some(Self::Port(Event::Carried {
+                connection: last,
+                side: from,
+                bytes: kept,
+            })),
+        ) = (event, pieces.last_mut())
+            && *last == connection
+            && *from == side
+        {
+            *kept += bytes;
+        } else {
+            pieces.push(Self::Port(event));
+        }
+    }
+
     /// Adds something to what is kept.
     pub fn add(pieces: &mut Vec<Self>, seen: Seen<'_>) {
         match (seen, pieces.last_mut()) {
@@ -50,6 +78,15 @@ pub struct Transcript {
     shown: Channel,
     size: Vec<u8>,
     status: Vec<u8>,
+    /// The connections of a port-forward that are open, by their numbers.
+    ports: BTreeMap<u32, Carried>,
+}
+
+#[derive(Debug)]
+struct Carried {
+    port: u16,
+    up: u64,
+    down: u64,
 }
 
 impl Transcript {
@@ -64,6 +101,7 @@ impl Transcript {
             shown: Channel::Stdout,
             size: Vec::new(),
             status: Vec::new(),
+            ports: BTreeMap::new(),
         }
     }
 
@@ -89,6 +127,33 @@ impl Transcript {
             }
             Piece::Closed(Channel::Stdin) => write(Code::Closed, "stdin"),
             Piece::Closed(_) => {}
+            Piece::Port(event) => self.port(*event, write),
+        }
+    }
+
+    fn port(&mut self, event: Event, write: &mut dyn FnMut(Code, &str)) {
+        match event {
+            Event::Opened { connection, port } => {
+                write(Code::Port, &format!("{connection} {port} opened"));
+                self.ports.insert(connection, Carried { port, up: 0, down: 0 });
+            }
+            Event::Carried {
+                connection,
+                side,
+                bytes,
+            } => {
+                if let Some(port) = self.ports.get_mut(&connection) {
+                    match side {
+                        Side::Client => port.up += bytes,
+                        Side::Server => port.down += bytes,
+                    }
+                }
+            }
+            Event::Closed { connection } => {
+                if let Some(Carried { port, up, down }) = self.ports.remove(&connection) {
+                    write(Code::Port, &format!("{connection} {port} closed {up} {down}"));
+                }
+            }
         }
     }
 
@@ -103,6 +168,9 @@ impl Transcript {
             let mut text = String::new();
             self.output(channel).end(&mut text);
             self.show(channel, &text, write);
+        }
+        for (connection, Carried { port, up, down }) in std::mem::take(&mut self.ports) {
+            write(Code::Port, &format!("{connection} {port} open {up} {down}"));
         }
         if let Some(exit) = exit(&self.status) {
             write(Code::Exit, &exit);
@@ -256,6 +324,45 @@ mod tests {
             line(Code::Output, "f"),
         ];
         assert_eq!(written(false, &pieces), expected);
+    }
+
+    #[test]
+    fn what_ports_carried_is_summed_up() {
+        let carried = |connection, side, bytes| Event::Carried {
+            connection,
+            side,
+            bytes,
+        };
+        let mut pieces = Vec::new();
+        for event in [
+            Event::Opened {
+                connection: 1,
+                port: 80,
+            },
+            carried(1, Side::Client, 5),
+            carried(1, Side::Client, 6),
+            carried(1, Side::Server, 7),
+            Event::Opened {
+                connection: 2,
+                port: 443,
+            },
+            carried(2, Side::Server, 8),
+            Event::Closed { connection: 1 },
+            carried(1, Side::Server, 9),
+        ] {
+            Piece::add_port(&mut pieces, event);
+        }
+        assert_eq!(pieces[1], Piece::Port(carried(1, Side::Client, 11)));
+        assert_eq!(pieces.len(), 7);
+        let mut transcript = Transcript::new(false);
+        let mut lines = Vec::new();
+        let mut write = |code, text: &str| lines.push((code, text.to_owned()));
+        for piece in &pieces {
+            transcript.read(piece, &mut write);
+        }
+        transcript.end(&mut write);
+        let texts = ["1 80 opened", "2 443 opened", "1 80 closed 11 7", "2 443 open 0 8"];
+        assert_eq!(lines, texts.map(|text| line(Code::Port, text)));
     }
 
     #[test]

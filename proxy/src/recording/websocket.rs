@@ -54,6 +54,12 @@ enum Message {
     Of(Option<Channel>),
 }
 
+/// Where the bytes of messages go.
+enum Sink<'s> {
+    Channels(&'s mut dyn FnMut(Seen<'_>)),
+    Plain(&'s mut dyn FnMut(&[u8])),
+}
+
 impl Reader {
     /// Of a connection of which nothing has passed after the handshake. `closes`: its channels can be closed.
     #[must_use]
@@ -73,7 +79,19 @@ impl Reader {
     ///
     /// # Errors
     /// If it isn't a frame that there can be here.
-    pub fn read(&mut self, mut bytes: &[u8], see: &mut dyn FnMut(Seen<'_>)) -> Result<(), Lost> {
+    pub fn read(&mut self, bytes: &[u8], see: &mut dyn FnMut(Seen<'_>)) -> Result<(), Lost> {
+        self.read_to(bytes, &mut Sink::Channels(see))
+    }
+
+    /// Reads what comes next where messages have no channels: their bytes, one after another.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn read_plain(&mut self, bytes: &[u8], see: &mut dyn FnMut(&[u8])) -> Result<(), Lost> {
+        self.read_to(bytes, &mut Sink::Plain(see))
+    }
+
+    fn read_to(&mut self, mut bytes: &[u8], sink: &mut Sink<'_>) -> Result<(), Lost> {
         while !bytes.is_empty() && !self.over {
             let Some(mut frame) = self.frame.take() else {
                 bytes = self.head(bytes)?;
@@ -83,7 +101,7 @@ impl Reader {
             let (payload, rest) = bytes.split_at(here);
             bytes = rest;
             if frame.kind == Kind::Data {
-                self.payload(frame.mask, payload, see);
+                self.payload(frame.mask, payload, sink);
             }
             frame.left -= here as u64;
             if let Some(mask) = &mut frame.mask {
@@ -175,9 +193,9 @@ impl Reader {
         }
     }
 
-    fn payload(&mut self, mask: Option<[u8; 4]>, payload: &[u8], see: &mut dyn FnMut(Seen<'_>)) {
+    fn payload(&mut self, mask: Option<[u8; 4]>, payload: &[u8], sink: &mut Sink<'_>) {
         let Some(mask) = mask else {
-            self.carried(payload, see);
+            self.carried(payload, sink);
             return;
         };
         let mut plain = [0; UNMASKED];
@@ -185,12 +203,16 @@ impl Reader {
             for (at, (to, from)) in plain.iter_mut().zip(part).enumerate() {
                 *to = from ^ mask[at % 4];
             }
-            self.carried(&plain[..part.len()], see);
+            self.carried(&plain[..part.len()], sink);
         }
     }
 
     /// Bytes of a message.
-    fn carried(&mut self, bytes: &[u8], see: &mut dyn FnMut(Seen<'_>)) {
+    fn carried(&mut self, bytes: &[u8], sink: &mut Sink<'_>) {
+        let see = match sink {
+            Sink::Channels(see) => see,
+            Sink::Plain(see) => return see(bytes),
+        };
         let Some((&first, rest)) = bytes.split_first() else {
             return;
         };
@@ -201,7 +223,7 @@ impl Reader {
                 } else {
                     Message::Of(channel(first))
                 };
-                self.carried(rest, see);
+                self.carried(rest, sink);
             }
             Message::Closes => {
                 self.message = Message::Of(None);
@@ -232,7 +254,10 @@ mod tests {
 
     use super::*;
 
-    fn read(closes: bool, bytes: &[u8]) -> Result<Vec<(Channel, Option<Vec<u8>>)>, Lost> {
+    /// `None` for the close of a channel.
+    type Said = (Channel, Option<Vec<u8>>);
+
+    fn read(closes: bool, bytes: &[u8]) -> Result<Vec<Said>, Lost> {
         let mut seen = Vec::new();
         Reader::new(closes).read(bytes, &mut |one| {
             seen.push(match one {

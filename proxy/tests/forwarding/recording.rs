@@ -158,9 +158,66 @@ async fn what_is_written_down_is_what_passed(#[case] stdin: bool) {
     assert_eq!(mode & 0o777, 0o600);
 }
 
+/// A port-forward of the form that has no sub-protocol.
+fn forward_by_no_name() -> String {
+    let line = ASK
+        .lines()
+        .find(|line| line.starts_with("sec-websocket-protocol"))
+        .unwrap();
+    ASK.replace("/exec", "/portforward").replace(&format!("{line}\r\n"), "")
+}
+
+/// That its messages are read is shown with kubectl; here, that one which can't be followed doesn't go on.
+#[rstest]
+#[case::required("required", false)]
+#[case::best_effort("best-effort", true)]
+#[tokio::test]
+async fn a_port_forward_is_watched(#[case] recording: &str, #[case] goes_on: bool) {
+    const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
+    // A ping of SPDY's; and data of a stream that nobody opened.
+    const PING: [u8; 14] = [0x82, 12, 0x80, 3, 0, 6, 0, 0, 0, 4, 0, 0, 0, 1];
+    const HIDDEN: [u8; 11] = [0x82, 9, 0, 0, 0, 7, 0, 0, 0, 1, b'x'];
+    let directory = tempfile::tempdir().unwrap();
+    let (stage, played) = raw_under(terms(recording, Some(directory.path())), |mut upstream| async move {
+        let asked = head(&mut upstream).await;
+        assert!(
+            asked.starts_with("GET /api/v1/namespaces/default/pods/p/portforward"),
+            "{asked}"
+        );
+        let switch = SWITCH.replace("v5.channel.k8s.io", TUNNEL);
+        write(&mut upstream, [switch.as_bytes(), &PING].concat()).await;
+        let _ = upstream.read_u8().await;
+        let _ = upstream.write_all(&HIDDEN).await;
+        let _ = upstream.shutdown().await;
+    })
+    .await;
+    let mut client = stage.tls("http/1.1").await;
+    let ask = ASK
+        .replace("/exec", "/portforward")
+        .replace("v5.channel.k8s.io", TUNNEL);
+    write(&mut client, ask).await;
+    assert!(head(&mut client).await.starts_with("HTTP/1.1 101"));
+    let mut seen = [0; PING.len()];
+    client.read_exact(&mut seen).await.unwrap();
+    write(&mut client, [0x8a, 0x80, 0, 0, 0, 0]).await;
+    let mut rest = Vec::new();
+    let _ = within("it ends", client.read_to_end(&mut rest)).await;
+    assert_eq!(rest.ends_with(&HIDDEN), goes_on, "{rest:?}");
+    drop(client);
+    played.await.unwrap();
+    let (lines, why) = recorded(directory.path()).await;
+    assert_eq!(lines[0]["title"], "portforward default/p: cat");
+    assert_eq!(
+        (events(&lines), why.as_str()),
+        (vec![("z", "broken-off")], "broken-off")
+    );
+}
+
 #[rstest]
 #[case::no_directory("required", false, ASK.to_owned(), 503)]
 #[case::base64("required", true, ASK.replace("v5.channel", "base64.channel"), 403)]
+#[case::forward_by_channels("required", true, ASK.replace("/exec", "/portforward"), 403)]
+#[case::forward_by_no_name("required", true, forward_by_no_name(), 403)]
 #[case::by_the_kubelet("required", true, ASK.replace("namespaces/default/pods/p/exec", "nodes/n/proxy/exec/d/p/c"), 403)]
 #[case::best_effort_no_directory("best-effort", false, ASK.to_owned(), 404)]
 #[case::best_effort_base64("best-effort", true, ASK.replace("v5.channel", "base64.channel"), 404)]

@@ -268,3 +268,43 @@ async fn what_a_killed_agent_leaves_plays_and_is_proven() -> Result<()> {
     assert_eq!(recorded.played()?, "alive\r\n");
     Ok(())
 }
+
+#[rstest]
+#[case::websocket("true")]
+#[case::spdy("false")]
+#[tokio::test]
+async fn a_port_forward_is_recorded_by_ports_and_bytes(#[case] websocket: &str) -> Result<()> {
+    let node = Node::new()?;
+    let directory = node.directory().join("recordings");
+    let world = recorded_to(node, "required", &directory).await?;
+    let words = ["port-forward", "-n", "prod", "pod/web-0", "8080:80"];
+    let mut forward = world
+        .pod
+        .kubectl_command(words)?
+        .env("KUBECTL_PORT_FORWARD_WEBSOCKETS", websocket)
+        .spawn()?;
+    forward
+        .stdout_until(|text| text.contains("Forwarding from 127.0.0.1:8080"))
+        .await?;
+    let script = "exec 3<>/dev/tcp/127.0.0.1/8080; echo through the tunnel >&3; read -r line <&3; echo \"$line\"";
+    let shell = binaries::on_path("bash").unwrap_or_else(|| "/bin/bash".into());
+    let said = "through the tunnel\n";
+    for _ in 0..2 {
+        let echo = world.pod.command(&shell).args(["-c", script]);
+        assert_eq!(echo.stdout().await?, said);
+    }
+    let closed = format!("2 80 closed {} {}", said.len(), said.len());
+    let open = eventually("both connections' ends", async || {
+        let only = Recorded::all_in(&directory).unwrap_or_default().pop();
+        Ok(only.filter(|recorded| recorded.text("p").contains(&closed)))
+    })
+    .await?;
+    assert_eq!(open.end, None, "it is written while it runs");
+    assert_eq!(open.head["understudy"]["target"]["subresource"], "portforward");
+    let expected = ["1 80 opened", &closed.replacen('2', "1", 1), "2 80 opened", &closed];
+    assert_eq!(open.text("p"), expected.concat());
+    forward.kill().await?;
+    let ended = Recorded::ended_in(&directory).await?;
+    assert_eq!(ended.played()?, "", "nothing was shown");
+    Ok(())
+}

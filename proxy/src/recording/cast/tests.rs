@@ -50,7 +50,7 @@ fn recorded(parts: &[Vec<(u64, Piece)>], end: Option<End>) -> (Vec<u8>, Option<S
         let passed = part.iter().map(|(at, piece)| (Duration::from_millis(*at), piece));
         cast.write(passed).unwrap();
     }
-    let sum = end.map(|end| cast.end(Duration::from_secs(60), end).unwrap().0);
+    let sum = end.map(|end| cast.end(Duration::from_mins(1), end).unwrap().0);
     let written = cast.written();
     assert_eq!(file.len() as u64, written);
     (file, sum)
@@ -258,7 +258,7 @@ fn what_a_full_disk_holds_is_whole_when_it_is_cut_back() {
             let passed = part.iter().map(|(at, piece)| (Duration::from_millis(*at), piece));
             cast.write(passed).is_err()
         });
-        assert!(failed || cast.end(Duration::from_secs(60), End::Closed).is_err());
+        assert!(failed || cast.end(Duration::from_mins(1), End::Closed).is_err());
         let kept = usize::try_from(cast.written()).unwrap();
         // There is room again, and it ends as it must.
         cast.sink.held.truncate(kept);

@@ -37,13 +37,14 @@ fn piped(required: bool) -> Piped {
     let recording = Recording {
         cast,
         unused: Unused(PathBuf::new()),
+        is_forward: false,
         session: "support/alice".to_owned(),
         terms: Terms { required, stdin: false },
         counts: counts.clone(),
     };
     let streams = TaskTracker::new();
-    let framing = Framing::WebSocket { closes: true };
-    let running = recording.start(Some(framing), &streams).unwrap().unwrap();
+    let form = Form::Channels(Framing::WebSocket { closes: true });
+    let running = recording.start(Some(form), &streams).unwrap().unwrap();
     let (server, ours) = duplex(1 << 20);
     let client = running.tap(Side::Server, ours);
     Piped {

@@ -17,7 +17,7 @@ const COMPRESSION: Lost = Lost::Spdy("a header block that isn't compressed as it
 
 /// Reads the header blocks of one direction, in their order.
 #[derive(Debug)]
-pub(super) struct Inflater(Decompress);
+pub(in crate::recording) struct Inflater(Decompress);
 
 impl Default for Inflater {
     fn default() -> Self {
@@ -27,7 +27,7 @@ impl Default for Inflater {
 
 impl Inflater {
     /// The next block.
-    pub(super) fn read(&mut self, mut block: &[u8]) -> Result<Vec<u8>, Lost> {
+    pub(in crate::recording) fn read(&mut self, mut block: &[u8]) -> Result<Vec<u8>, Lost> {
         let mut plain = Vec::with_capacity(USUAL);
         loop {
             if plain.len() == plain.capacity() {
@@ -56,16 +56,21 @@ impl Inflater {
     }
 }
 
-/// The one type that a block gives a stream; empty where it gives none. Names are compared as the server does, in lower
-/// case. Two types, or two values of one, would be one to it and might be the other to us.
-pub(super) fn stream_type(mut block: &[u8]) -> Result<&[u8], Lost> {
+/// The one type that a block gives a stream; empty where it gives none.
+pub(in crate::recording) fn stream_type(block: &[u8]) -> Result<&[u8], Lost> {
+    value(block, STREAM_TYPE)
+}
+
+/// The one value that a block gives a header; empty where it gives none. Names are compared as the server does, in lower
+/// case. Two headers of a name, or two values of one, would be one to it and might be the other to us.
+pub(in crate::recording) fn value<'b>(mut block: &'b [u8], wanted: &[u8]) -> Result<&'b [u8], Lost> {
     let mut found: &[u8] = b"";
     for _ in 0..number(&mut block)? {
         let name = text(&mut block)?;
         let value = text(&mut block)?;
-        if name.eq_ignore_ascii_case(STREAM_TYPE) {
+        if name.eq_ignore_ascii_case(wanted) {
             if !found.is_empty() || value.is_empty() {
-                return Err(Lost::Spdy("a stream of two types"));
+                return Err(Lost::Spdy("a header that is there twice, or empty"));
             }
             found = value;
         }

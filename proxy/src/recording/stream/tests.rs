@@ -110,11 +110,11 @@ fn frame(first: u8, mask: Option<[u8; 4]>, payload: &[u8]) -> Vec<u8> {
     match payload.len() {
         length @ 0..126 => frame.push(masked | u8::try_from(length).unwrap()),
         length @ 126..=0xffff => {
-            frame.push(masked | 126);
+            frame.push(masked | 0x7e);
             frame.extend(u16::try_from(length).unwrap().to_be_bytes());
         }
         length => {
-            frame.push(masked | 127);
+            frame.push(masked | 0x7f);
             frame.extend((length as u64).to_be_bytes());
         }
     }
