@@ -18,7 +18,10 @@ mod pem;
 use std::{io, path::PathBuf, sync::Arc};
 
 use jiff::Timestamp;
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::{
+    CipherSuite,
+    crypto::{CryptoProvider, aws_lc_rs},
+};
 use tokio::sync::watch;
 
 pub use self::names::ServedNames;
@@ -172,8 +175,21 @@ pub enum TrustError {
 }
 
 /// The cryptography, named rather than taken from the process's default: what a dependency installs doesn't change it.
+///
+/// AES-128 with SHA-256 comes first, as in Go's `crypto/tls` and so with the API server itself: processors have
+/// instructions for both, and hardly one for the SHA-384 that goes with AES-256.
 pub(crate) fn provider() -> Arc<CryptoProvider> {
-    Arc::new(aws_lc_rs::default_provider())
+    let mut provider = aws_lc_rs::default_provider();
+    // What is alike stays in rustls' order.
+    provider.cipher_suites.sort_by_key(|suite| {
+        !matches!(
+            suite.suite(),
+            CipherSuite::TLS13_AES_128_GCM_SHA256
+                | CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256
+                | CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256
+        )
+    });
+    Arc::new(provider)
 }
 
 /// Waits for another value; a dropped sender isn't one.

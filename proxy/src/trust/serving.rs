@@ -19,6 +19,8 @@ use tokio::sync::watch;
 
 use super::{TrustError, provider};
 
+/// Tickets for each connection, as many as the API server's own TLS gives: each costs every handshake an encryption.
+const TICKETS: usize = 1;
 /// Sessions of TLS 1.2 clients that don't take tickets.
 const STATEFUL_SESSIONS: usize = 1024;
 
@@ -115,6 +117,9 @@ fn terms(certificate: ServingCert, asks: Option<Arc<dyn ClientCertVerifier>>) ->
     config.ticketer = Ticketer::new()?;
     config.session_storage = ServerSessionMemoryCache::new(STATEFUL_SESSIONS);
     config.max_early_data_size = 0;
+    // Our order of cipher suites, not the client's: see `provider`.
+    config.ignore_client_order = true;
+    config.send_tls13_tickets = TICKETS;
     Ok(Arc::new(config))
 }
 

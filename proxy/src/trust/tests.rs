@@ -10,7 +10,8 @@ use jiff::SignedDuration;
 use prometheus_client::metrics::counter::Counter;
 use rstest::rstest;
 use rustls::{
-    ClientConfig, HandshakeKind, ProtocolVersion, ServerConfig,
+    CipherSuite, ClientConfig, HandshakeKind, ProtocolVersion, ServerConfig,
+    crypto::aws_lc_rs,
     pki_types::{CertificateDer, ServerName, pem::PemObject},
 };
 use tempfile::TempDir;
@@ -79,11 +80,12 @@ impl OwnCa {
     }
 }
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 struct Agreed {
     version: ProtocolVersion,
     alpn: Option<Vec<u8>>,
     resumed: bool,
+    suite: CipherSuite,
 }
 
 /// A handshake and a byte each way, so that tickets arrive.
@@ -106,6 +108,7 @@ async fn shake(server: &std::sync::Arc<ServerConfig>, client: &ClientConfig, nam
         version: connection.protocol_version().unwrap(),
         alpn: connection.alpn_protocol().map(<[u8]>::to_vec),
         resumed: connection.handshake_kind() == Some(HandshakeKind::Resumed),
+        suite: connection.negotiated_cipher_suite().unwrap().suite(),
     })
 }
 
@@ -148,14 +151,40 @@ async fn both_versions_are_spoken_and_resumed() {
         client.alpn_protocols = vec![b"http/1.1".to_vec()];
         for resumed in [false, true] {
             let agreed = shake(&server, &client, "10.96.0.1").await.unwrap();
-            let expected = Agreed {
-                version: versions[0].version,
-                alpn: Some(b"http/1.1".to_vec()),
-                resumed,
-            };
-            assert_eq!(agreed, expected);
+            assert_eq!(
+                (agreed.version, agreed.alpn.as_deref(), agreed.resumed),
+                (versions[0].version, Some(&b"http/1.1"[..]), resumed)
+            );
         }
     }
+}
+
+/// Whatever a client would rather have; OpenSSL and rustls begin with AES-256.
+#[rstest]
+#[case(&rustls::version::TLS12, CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256)]
+#[case(&rustls::version::TLS13, CipherSuite::TLS13_AES_128_GCM_SHA256)]
+#[tokio::test]
+async fn the_cheapest_sound_cipher_suite_is_taken(
+    #[case] version: &'static rustls::SupportedProtocolVersion,
+    #[case] expected: CipherSuite,
+) {
+    let ca = OwnCa::new(Clock::system()).await;
+    let server = server_config(ca.certificate.clone()).unwrap();
+    let roots = load_roots(&ca.path(CERTIFICATE)).await.unwrap();
+    let client = ClientConfig::builder_with_provider(std::sync::Arc::new(aws_lc_rs::default_provider()))
+        .with_protocol_versions(&[version])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    assert_eq!(shake(&server, &client, "10.96.0.1").await.unwrap().suite, expected);
+}
+
+#[test]
+fn what_we_offer_begins_with_it_too() {
+    let offered = super::provider().cipher_suites.clone();
+    assert_eq!(offered[0].suite(), CipherSuite::TLS13_AES_128_GCM_SHA256);
+    // Another order, and nothing left out.
+    assert_eq!(offered.len(), aws_lc_rs::default_provider().cipher_suites.len());
 }
 
 #[tokio::test]
@@ -412,6 +441,10 @@ async fn a_new_ca_file_holds_from_the_next_dial_and_a_bad_one_does_not() {
     shake(&new_server, &roots.client_config(ANY), "10.96.0.1")
         .await
         .unwrap_err();
+    // The one ticket went with the attempt.
+    shake(&old_server, &roots.client_config(ANY), "10.96.0.1")
+        .await
+        .unwrap();
 
     fs::write(&path, "").unwrap();
     counted(&failures).await;
