@@ -1,6 +1,7 @@
 //! Builds the agent, starts it, and takes it down, top-down: [`run`], [`agent`].
 
 mod agent;
+mod audit;
 mod certificate;
 pub mod confine;
 mod intercept;

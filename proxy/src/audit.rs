@@ -1,81 +1,100 @@
-//! The audit log: a line of JSON for each request, to a file or to standard output.
+//! The audit log: an event for each request, as Kubernetes writes them (`audit.k8s.io/v1`), one a line, to a file or to
+//! standard output, and to a webhook. [`policy`] says how much is written of which request, [`event`] is what is said,
+//! [`text`] how it is written.
 //!
-//! No event is dropped in silence. One task owns the sink and repeats what fails. While too many events wait for it,
-//! requests wait as well, and are refused in the end; or they go on and their events are lost, where the operator would
-//! rather have that ([`AuditFailure`]). What was lost is counted, and written into the log when it works again. An event
-//! of a request once admitted never waits, so that its end can't stall.
+//! No event is dropped in silence. Each sink has a [`lane`] and a task that owns it and repeats what fails. While too
+//! many events wait for one, requests wait as well, and are refused in the end; or they go on and their events are lost
+//! to it, where the operator would rather have that ([`AuditFailure`]). What was lost is counted, and written when the
+//! sink works again. An event of a request once admitted never waits, so that its end can't stall.
 
+pub mod capture;
 mod event;
 mod gap;
+mod lane;
+pub mod mask;
+pub mod policy;
 mod sink;
+mod spool;
+mod text;
+mod user;
+pub mod webhook;
 
 use std::{
-    path::PathBuf,
-    str::FromStr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use tokio::{
     sync::{
         Notify,
-        mpsc::{self, UnboundedReceiver, UnboundedSender},
+        mpsc::{self, UnboundedSender},
     },
-    task,
-    time::{self, Instant},
+    task, time,
 };
 
-pub use self::event::{Event, Ticket, verb};
+pub use self::{
+    capture::{Bodies, BodyTerms, Capture},
+    event::{Asked, CallerText, Event, Level, Stage, Ticket},
+    policy::{Extent, Policy},
+    sink::{Destination, Rotation},
+    text::PodText,
+    user::User,
+};
 use self::{
-    gap::Gap,
-    sink::{File, Pending, Sink},
+    lane::{Lane, Writer},
+    sink::{File, Sink},
+    spool::Spool,
+    text::Scribe,
+    webhook::Webhook,
 };
 use crate::{
-    admin::{Condition, Readiness},
+    admin::Condition,
     clock::Clock,
-    metrics::Metrics,
+    metrics::{AuditSink, Metrics},
 };
 
-/// As many events may wait before no further request is admitted.
+/// As many events may wait for a sink before no further request is admitted.
 pub const BACKLOG: usize = 4096;
-
-const BATCH: usize = 256;
-/// After a write, what comes is gathered for so long: at thousands of requests a second, a write for each would cost as
-/// much as the requests.
-const GATHER: Duration = Duration::from_millis(10);
-const RETRY_FIRST: Duration = Duration::from_millis(100);
-const RETRY_LAST: Duration = Duration::from_secs(5);
-const COMPLAIN_EVERY: Duration = Duration::from_secs(30);
-/// A sink that is merely too slow loses events all the time.
-const GAP_EVERY: Duration = Duration::from_secs(1);
 
 /// What becomes of requests while as many events wait as may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum AuditFailure {
     /// They wait, and are refused after `--queue-timeout`: nothing is done that isn't written down.
     #[default]
-    Refuse,
+    #[value(alias = "refuse")]
+    Block,
     /// They go on, and their events are lost, counted, and the gap written down later.
-    Continue,
+    #[value(alias = "continue")]
+    Drop,
 }
 
 /// What the log is kept by.
 #[derive(Debug)]
 pub struct Terms {
-    /// What becomes of requests while it can't be written.
+    /// What becomes of requests while a sink can't be written.
     pub failure: AuditFailure,
-    /// How long a request waits for room in it.
+    /// How long a request waits for room.
     pub patience: Duration,
     /// The node's name, for what the log says of itself.
     pub node: Arc<str>,
-    /// Met while it is written.
-    pub condition: Condition,
+    /// How much is written of which request.
+    pub policy: Policy,
+    /// How much of bodies is written, at the levels that ask for them.
+    pub bodies: BodyTerms,
     /// Dates what the log says of itself.
     pub clock: Clock,
+}
+
+/// Where the events go. Each has a condition that is met while it is written.
+#[derive(Debug, Default)]
+pub struct Sinks {
+    /// A file, or standard output.
+    pub log: Option<(Destination, Condition)>,
+    /// A webhook.
+    pub webhook: Option<(Webhook, Condition)>,
 }
 
 /// The audit log has no room for a request's event.
@@ -104,97 +123,79 @@ pub enum AuditError {
     Unwritten(usize),
 }
 
-/// Where the audit log goes: `-` is standard output, anything else a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Destination {
-    /// Standard output.
-    Stdout,
-    /// A file, appended to; made for the agent alone (0600), and made again when it was moved away or removed.
-    File(PathBuf),
-}
-
-impl FromStr for Destination {
-    type Err = std::convert::Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(if text == "-" {
-            Self::Stdout
-        } else {
-            Self::File(text.into())
-        })
-    }
-}
-
-/// The audit log. Cheap to clone; its task ends when every clone and every ticket is gone and all is written.
+/// The audit log. Cheap to clone; its tasks end when every clone and every ticket is gone and all is written.
 #[derive(Debug, Clone)]
 pub struct Audit {
-    // None: nothing is kept.
-    events: Option<UnboundedSender<Event>>,
+    // One for each lane. None: nothing is kept.
+    events: Arc<[UnboundedSender<Event>]>,
     shared: Arc<Shared>,
 }
 
 #[derive(Debug)]
 struct Shared {
     terms: Terms,
-    /// Events that were sent and aren't written yet.
-    backlog: AtomicUsize,
+    lanes: Box<[Lane]>,
     /// Tickets whose event is still to come.
     open: AtomicUsize,
-    losses: Mutex<Losses>,
-    shown: Gauge,
-    dropped: Counter,
-    /// There is a gap to be written down.
-    gapped: Notify,
+    metrics: Metrics,
     /// Something was written, or a ticket went.
     moved: Notify,
-    reopen: Notify,
 }
 
 impl Audit {
-    /// Opens the destination and starts its task.
+    /// Opens the sinks and starts their tasks.
     ///
     /// # Errors
-    /// If the destination can't be opened.
-    pub async fn start(destination: Destination, terms: Terms, metrics: &Metrics) -> Result<Self, AuditError> {
-        let opened = task::spawn_blocking(move || match &destination {
-            Destination::Stdout => File::stdout().map_err(|error| ("-".to_owned(), error)),
-            Destination::File(path) => File::open(path).map_err(|error| (path.display().to_string(), error)),
-        });
-        let opened = opened.await.map_err(|_| AuditError::Stopped)?;
-        let sink = opened.map_err(|(destination, source)| AuditError::Open { destination, source })?;
-        Ok(Self::with_sink(Box::new(sink), terms, metrics))
+    /// If one can't be opened.
+    pub async fn start(sinks: Sinks, terms: Terms, metrics: &Metrics) -> Result<Self, AuditError> {
+        let Sinks { log, webhook } = sinks;
+        let mut opened: Vec<(Box<dyn Sink>, Lane)> = Vec::new();
+        if let Some((destination, condition)) = log {
+            let clock = terms.clock.clone();
+            let file = open(destination.to_string(), move || File::open(destination, clock)).await?;
+            opened.push((Box::new(file), lane(AuditSink::Log, condition, metrics)));
+        }
+        if let Some((webhook, condition)) = webhook {
+            let (directory, limit) = (webhook.queue.clone(), webhook.queue_size);
+            let size = metrics.webhook().queue.clone();
+            let name = directory.display().to_string();
+            let spool = open(name, move || Spool::begin(&directory, limit, &size)).await?;
+            opened.push((Box::new(spool.appender()), lane(AuditSink::Webhook, condition, metrics)));
+            webhook.start(spool, metrics.webhook().clone());
+        }
+        Ok(Self::with_sinks(opened, terms, metrics))
     }
 
     /// A log that keeps nothing, for tests of what comes before it.
     #[must_use]
     pub fn discarding() -> Self {
         let terms = Terms {
-            failure: AuditFailure::Continue,
+            failure: AuditFailure::Drop,
             patience: Duration::ZERO,
             node: Arc::from(""),
-            condition: Readiness::default().condition("audit"),
+            policy: Policy::default(),
+            bodies: BodyTerms::default(),
             clock: Clock::system(),
         };
-        Self {
-            events: None,
-            shared: Arc::new(Shared::new(terms, &Metrics::new())),
-        }
+        Self::with_sinks(Vec::new(), terms, &Metrics::new())
     }
 
-    fn with_sink(sink: Box<dyn Sink>, terms: Terms, metrics: &Metrics) -> Self {
-        let (events, receiver) = mpsc::unbounded_channel();
-        terms.condition.ready();
-        let shared = Arc::new(Shared::new(terms, metrics));
-        let writer = Writer {
-            sink: Some(sink),
-            shared: Arc::clone(&shared),
+    fn with_sinks(sinks: Vec<(Box<dyn Sink>, Lane)>, terms: Terms, metrics: &Metrics) -> Self {
+        let (sinks, lanes): (Vec<_>, Vec<_>) = sinks.into_iter().unzip();
+        let shared = Arc::new(Shared {
+            terms,
+            lanes: lanes.into(),
+            open: AtomicUsize::new(0),
             metrics: metrics.clone(),
-            complained: None,
-            next_gap: Instant::now(),
+            moved: Notify::new(),
+        });
+        let start = |(lane, sink)| {
+            let (events, receiver) = mpsc::unbounded_channel();
+            tokio::spawn(Writer::new(sink, Arc::clone(&shared), lane).run(receiver));
+            events
         };
-        tokio::spawn(writer.run(receiver));
         Self {
-            events: Some(events),
+            events: sinks.into_iter().enumerate().map(start).collect(),
             shared,
         }
     }
@@ -205,14 +206,14 @@ impl Audit {
     /// # Errors
     /// If it can't within the time that it's given, and requests are to be refused then.
     pub async fn admit(&self) -> Result<Ticket, NoRoom> {
-        if self.shared.terms.failure == AuditFailure::Refuse && !self.shared.has_room() {
+        if self.shared.terms.failure.keeps() && !self.shared.has_room() {
             let room = self.shared.wait_until(Shared::has_room);
             // Boxed: most requests don't wait, and carry it about all the same.
             if Box::pin(time::timeout(self.shared.terms.patience, room)).await.is_err() {
                 return Err(self.shared.refuse());
             }
         }
-        if self.events.as_ref().is_some_and(UnboundedSender::is_closed) {
+        if self.events.iter().any(UnboundedSender::is_closed) {
             std::future::pending::<()>().await;
         }
         Ok(Ticket::new(self.clone()))
@@ -233,7 +234,9 @@ impl Audit {
     /// Closes the file and opens it by its name again, as a log rotation asks for by SIGHUP. A file that was moved
     /// away or removed is noticed without it.
     pub fn reopen(&self) {
-        self.shared.reopen.notify_one();
+        for lane in &self.shared.lanes {
+            lane.reopen();
+        }
     }
 
     /// Waits until the event of every admitted request is written, for `patience` at most.
@@ -248,93 +251,65 @@ impl Audit {
     }
 
     fn send(&self, event: Event) {
-        let Some(events) = &self.events else { return };
-        if self.shared.terms.failure == AuditFailure::Continue && !self.shared.has_room() {
-            self.shared.lose();
+        let Some((last, others)) = self.events.split_last() else {
+            return;
+        };
+        for (lane, events) in self.shared.lanes.iter().zip(others) {
+            self.send_to(lane, events, event.clone());
+        }
+        if let Some(lane) = self.shared.lanes.last() {
+            self.send_to(lane, last, event);
+        }
+    }
+
+    fn send_to(&self, lane: &Lane, events: &UnboundedSender<Event>, event: Event) {
+        if !self.shared.terms.failure.keeps() && !lane.has_room() {
+            lane.lose(&self.shared);
             return;
         }
-        self.shared.backlog.fetch_add(1, Ordering::SeqCst);
-        self.shared.shown.inc();
+        let event = lane.take(event);
         if let Err(unsent) = events.send(event) {
             // The writer ends before its senders only if the runtime does; the event still goes somewhere.
-            let event = serde_json::to_string(&unsent.0).unwrap_or_default();
+            let mut event = Vec::new();
+            Scribe::default().event(&mut event, &unsent.0);
+            let event = String::from_utf8_lossy(&event);
             tracing::error!(%event, "an audit event came after the audit log was closed");
         }
     }
 }
 
+fn lane(sink: AuditSink, condition: Condition, metrics: &Metrics) -> Lane {
+    Lane::new(sink.name(), condition, metrics.audit(sink))
+}
+
+async fn open<S, F>(destination: String, open: F) -> Result<S, AuditError>
+where
+    S: Send + 'static,
+    F: FnOnce() -> std::io::Result<S> + Send + 'static,
+{
+    let opened = task::spawn_blocking(open).await.map_err(|_| AuditError::Stopped)?;
+    opened.map_err(|source| AuditError::Open { destination, source })
+}
+
 impl Shared {
-    fn new(terms: Terms, metrics: &Metrics) -> Self {
-        Self {
-            terms,
-            backlog: AtomicUsize::new(0),
-            open: AtomicUsize::new(0),
-            losses: Mutex::default(),
-            shown: metrics.audit_backlog().clone(),
-            dropped: metrics.audit_events_dropped().clone(),
-            gapped: Notify::new(),
-            moved: Notify::new(),
-            reopen: Notify::new(),
-        }
-    }
-
     fn has_room(&self) -> bool {
-        self.backlog() < BACKLOG
+        self.lanes.iter().all(Lane::has_room)
     }
 
+    /// A request is refused for want of room: its event is missing where there is none.
     fn refuse(&self) -> NoRoom {
-        self.lose();
+        let mut full = self.lanes.iter().filter(|lane| !lane.has_room()).peekable();
+        if full.peek().is_none() {
+            // Room came the moment after.
+            self.lanes.iter().take(1).for_each(|lane| lane.lose(self));
+        }
+        full.for_each(|lane| lane.lose(self));
         NoRoom
-    }
-
-    /// An event isn't written, and that is.
-    fn lose(&self) {
-        self.dropped.inc();
-        self.terms
-            .condition
-            .not_ready("the audit log can't be written; the agent's log says why");
-        let now = self.terms.clock.now();
-        let mut losses = self.losses();
-        let Losses { gap, told } = &mut *losses;
-        if let Some(gap) = gap {
-            gap.grow(now);
-            return;
-        }
-        let is_told = told.is_none_or(|at| at.elapsed() >= COMPLAIN_EVERY);
-        *gap = Some(Gap::new(&self.terms.node, now, is_told));
-        if is_told {
-            *told = Some(Instant::now());
-            let policy = self.terms.failure;
-            tracing::error!(?policy, "audit events are lost: the audit log can't be written");
-        }
-        drop(losses);
-        self.gapped.notify_one();
-    }
-
-    /// A poisoned lock is taken over: what it guards is whole after each change.
-    fn losses(&self) -> MutexGuard<'_, Losses> {
-        self.losses.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn lost(&self) -> u64 {
-        self.losses().gap.as_ref().map_or(0, Gap::lost)
-    }
-
-    fn backlog(&self) -> usize {
-        self.backlog.load(Ordering::SeqCst)
     }
 
     /// The tickets first: an event enters the backlog before its ticket goes.
     fn unwritten(&self) -> usize {
-        self.open.load(Ordering::SeqCst) + self.backlog() + usize::from(self.losses().gap.is_some())
-    }
-
-    /// Waits until there is a gap to be written down, and it is time to.
-    async fn gap_since(&self, time: Instant) {
-        while self.losses().gap.is_none() {
-            self.gapped.notified().await;
-        }
-        time::sleep_until(time).await;
+        self.open.load(Ordering::SeqCst) + self.lanes.iter().map(Lane::unwritten).sum::<usize>()
     }
 
     async fn wait_until(&self, holds: impl Fn(&Self) -> bool) {
@@ -353,126 +328,6 @@ impl Shared {
     fn ticket_gone(&self) {
         self.open.fetch_sub(1, Ordering::SeqCst);
         self.moved.notify_waiters();
-    }
-
-    fn wrote(&self, events: usize) {
-        self.backlog.fetch_sub(events, Ordering::SeqCst);
-        self.shown.dec_by(i64::try_from(events).unwrap_or(0));
-        self.moved.notify_waiters();
-    }
-}
-
-/// What was lost and isn't written down yet.
-#[derive(Debug, Default)]
-struct Losses {
-    gap: Option<Gap>,
-    /// When the agent's own log last told of a gap.
-    told: Option<Instant>,
-}
-
-/// The one owner of the sink.
-struct Writer {
-    // Away while a blocking thread writes.
-    sink: Option<Box<dyn Sink>>,
-    shared: Arc<Shared>,
-    metrics: Metrics,
-    complained: Option<Instant>,
-    /// Not before this.
-    next_gap: Instant,
-}
-
-impl Writer {
-    async fn run(mut self, mut events: UnboundedReceiver<Event>) {
-        let mut batch = Vec::with_capacity(BATCH);
-        loop {
-            let count = tokio::select! {
-                count = events.recv_many(&mut batch, BATCH) => count,
-                () = self.shared.gap_since(self.next_gap) => {
-                    if !self.write_gap().await {
-                        return;
-                    }
-                    continue;
-                }
-                () = self.shared.reopen.notified() => {
-                    if let Some(sink) = self.sink.as_mut() {
-                        sink.close();
-                    }
-                    continue;
-                }
-            };
-            if count == 0 {
-                return;
-            }
-            let pending = Pending::lines(&batch);
-            batch.clear();
-            if !self.write(pending).await {
-                // The events stay in the backlog, for `drain` to tell of them.
-                return;
-            }
-            self.metrics.audit_events().inc_by(count as u64);
-            self.shared.wrote(count);
-            if count < BATCH {
-                time::sleep(GATHER).await;
-            }
-        }
-    }
-
-    /// Writes down what was lost, when what came before is written.
-    async fn write_gap(&mut self) -> bool {
-        // What is lost while it is being written is in the next.
-        let Some(gap) = self.shared.losses().gap.clone() else {
-            return true;
-        };
-        if !self.write(Pending::lines(&[&gap])).await {
-            return false;
-        }
-        if gap.is_told {
-            tracing::warn!(lost = gap.lost(), since = %gap.since(), until = %gap.until(), "audit events were lost; the audit log says so");
-        }
-        let mut losses = self.shared.losses();
-        losses.gap = losses.gap.take().and_then(|now| now.without(&gap));
-        drop(losses);
-        self.next_gap = Instant::now() + GAP_EVERY;
-        self.shared.moved.notify_waiters();
-        true
-    }
-
-    /// Until it's done. False: there is no thread to write with any more.
-    async fn write(&mut self, mut pending: Pending) -> bool {
-        let mut pause = RETRY_FIRST;
-        loop {
-            let Some(mut sink) = self.sink.take() else { return false };
-            let write = move || {
-                let outcome = pending.write_to(sink.as_mut());
-                (sink, pending, outcome)
-            };
-            let Ok((sink, rest, outcome)) = task::spawn_blocking(write).await else {
-                return false;
-            };
-            self.sink = Some(sink);
-            pending = rest;
-            let Err(error) = outcome else {
-                self.shared.terms.condition.ready();
-                if self.complained.take().is_some() {
-                    tracing::info!("the audit log is being written again");
-                }
-                return true;
-            };
-            self.metrics.audit_write_failures().inc();
-            self.shared
-                .terms
-                .condition
-                .not_ready("the audit log can't be written; the agent's log says why");
-            if self.complained.is_none_or(|at| at.elapsed() >= COMPLAIN_EVERY) {
-                self.complained = Some(Instant::now());
-                let backlog = self.shared.backlog.load(Ordering::Acquire);
-                let lost = self.shared.lost();
-                let policy = self.shared.terms.failure;
-                tracing::error!(%error, backlog, limit = BACKLOG, lost, ?policy, "the audit log cannot be written; requests wait, or their events are lost, when the backlog reaches its limit");
-            }
-            time::sleep(pause).await;
-            pause = (pause * 2).min(RETRY_LAST);
-        }
     }
 }
 

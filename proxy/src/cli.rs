@@ -8,7 +8,11 @@ use std::{
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{audit::AuditFailure, limits::Limits, pod::SessionId};
+use crate::{
+    audit::{AuditFailure, Rotation, mask::Mask},
+    limits::Limits,
+    pod::SessionId,
+};
 
 /// Lends pods an identity for a session: a transparent proxy for the Kubernetes API server.
 #[derive(Debug, Parser)]
@@ -106,12 +110,9 @@ pub struct AgentOptions {
     /// Where to serve /livez, /readyz and /metrics.
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:9902")]
     pub admin_address: SocketAddr,
-    /// Where to write audit events, one JSON object a line; `-` is standard output.
-    #[arg(long, value_name = "PATH", default_value = "-")]
-    pub audit_log: PathBuf,
-    /// What becomes of requests while the audit log can't be written.
-    #[arg(long, value_enum, default_value_t = AuditFailure::Refuse)]
-    pub audit_failure: AuditFailure,
+    /// The audit log.
+    #[command(flatten)]
+    pub audit: AuditOptions,
     /// Where to keep recordings of exec and attach, a file for each. Sessions that ask for it are recorded.
     #[arg(long, value_name = "DIR")]
     pub recordings: Option<PathBuf>,
@@ -154,6 +155,59 @@ pub struct AgentOptions {
     /// How long open streams may go on after SIGTERM, in seconds.
     #[arg(long, value_name = "SECONDS", default_value = "20", value_parser = seconds)]
     pub drain_deadline: Duration,
+}
+
+/// What is written down of requests, and where.
+#[derive(Debug, Args)]
+pub struct AuditOptions {
+    /// Where to write audit events, one JSON object a line; `-` is standard output, `none` is nowhere but to the
+    /// webhook.
+    #[arg(long, value_name = "PATH", default_value = "-")]
+    pub audit_log: PathBuf,
+    /// Begin a new file when the audit log has as many MiB, and give the old one a name with the time in it; 0 is never.
+    #[arg(long, value_name = "MIB", default_value_t = 0)]
+    pub audit_log_maxsize: u64,
+    /// Remove such old files after as many days; 0 is never.
+    #[arg(long, value_name = "DAYS", default_value_t = 0)]
+    pub audit_log_maxage: u32,
+    /// Keep as many of them; 0 is all.
+    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    pub audit_log_maxbackup: usize,
+    /// What becomes of requests while audit events can't be written.
+    #[arg(long, value_enum, default_value_t = AuditFailure::Block)]
+    pub audit_failure: AuditFailure,
+    /// How much to write down of which request: an audit.k8s.io/v1 Policy, as kube-apiserver takes it. Without it, the
+    /// metadata of every request.
+    #[arg(long, value_name = "PATH")]
+    pub audit_policy: Option<PathBuf>,
+    /// How much of a body to write down, in bytes, where the policy asks for bodies. Larger ones aren't written.
+    #[arg(long, value_name = "BYTES", default_value_t = 64 * 1024)]
+    pub audit_max_body: usize,
+    /// Mask a field of the bodies that are written, as RESOURCE[.GROUP]:PATH, such as configmaps:data.password. Secrets
+    /// and tokens always are. May be repeated.
+    #[arg(long = "audit-mask", value_name = "FIELD")]
+    pub audit_masks: Vec<Mask>,
+    /// Send audit events to a webhook: a file in the form of a kubeconfig, as kube-apiserver takes it.
+    #[arg(long, value_name = "PATH")]
+    pub audit_webhook_config: Option<PathBuf>,
+    /// Where events wait that the webhook hasn't taken. It should outlive the agent.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/understudy/audit")]
+    pub audit_webhook_queue: PathBuf,
+    /// How many MiB of them may wait there.
+    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..))]
+    pub audit_webhook_queue_size: u64,
+}
+
+impl AuditOptions {
+    /// How the agent itself keeps the log's size.
+    #[must_use]
+    pub fn rotation(&self) -> Rotation {
+        Rotation {
+            max_size: self.audit_log_maxsize,
+            max_age: self.audit_log_maxage,
+            max_backups: self.audit_log_maxbackup,
+        }
+    }
 }
 
 /// The options of `check`.

@@ -60,6 +60,13 @@ impl Clock {
         Self(Arc::new(Timestamp::now))
     }
 
+    /// A clock that says what it is told, for tests.
+    #[cfg(test)]
+    #[must_use]
+    pub(crate) fn of(says: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
+        Self(Arc::new(says))
+    }
+
     /// A clock that shows `start` now and from then on keeps step with tokio's timers, also while these are paused.
     #[must_use]
     pub fn in_step_with_timers(start: Timestamp) -> Self {

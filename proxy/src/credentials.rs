@@ -2,6 +2,7 @@
 //! goes on which request is decided elsewhere.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     path::{Path, PathBuf},
     str::{self, FromStr},
@@ -14,10 +15,11 @@ use http::HeaderValue;
 use jiff::{SignedDuration, Timestamp};
 use prometheus_client::metrics::counter::Counter;
 use secrecy::{ExposeSecret, SecretString};
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 use tokio::sync::watch;
 
 use crate::{
+    audit::User,
     clock::Clock,
     files::{self, FileWatch, ReadError},
 };
@@ -92,6 +94,7 @@ struct Inner {
     // Made once, so that a request can't fail for it.
     authorization: HeaderValue,
     expiry: Option<Timestamp>,
+    user: Option<Arc<User>>,
 }
 
 impl BearerToken {
@@ -112,7 +115,8 @@ impl BearerToken {
         // Keeps it out of Debug and out of HPACK's table of repeated headers.
         authorization.set_sensitive(true);
         Ok(Self(Arc::new(Inner {
-            expiry: jwt_expiry(text),
+            expiry: jwt_claims(text).and_then(Expiring::expiry),
+            user: jwt_claims(text).and_then(Claims::user).map(Arc::new),
             secret,
             authorization,
         })))
@@ -128,6 +132,13 @@ impl BearerToken {
     #[must_use]
     pub fn expiry(&self) -> Option<Timestamp> {
         self.0.expiry
+    }
+
+    /// Whose it says that it is, if it is a service account's. Unverified, and for the audit log alone: the API server
+    /// judges it.
+    #[must_use]
+    pub fn user(&self) -> Option<&Arc<User>> {
+        self.0.user.as_ref()
     }
 
     fn is_expired(&self, now: Timestamp) -> bool {
@@ -163,21 +174,82 @@ impl fmt::Display for BearerToken {
     }
 }
 
-/// The `exp` claim. Unverified: it decides only how long we go on sending what we were given.
-fn jwt_expiry(token: &str) -> Option<Timestamp> {
-    #[derive(Deserialize)]
-    struct Claims {
-        exp: f64,
+/// What a token says of itself. Unverified: it decides only how long we go on sending what we were given, and what is
+/// written down.
+#[derive(Deserialize)]
+struct Claims {
+    sub: String,
+    #[serde(default)]
+    jti: Option<String>,
+    #[serde(default, rename = "kubernetes.io")]
+    bound: Bound,
+}
+
+/// By itself: a token expires, however odd its other claims are.
+#[derive(Deserialize)]
+struct Expiring {
+    exp: f64,
+}
+
+/// What a service account's token is bound to (`k8s.io/kubernetes/pkg/serviceaccount`, `claims.go`).
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Bound {
+    serviceaccount: Object,
+    pod: Object,
+    node: Object,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Object {
+    name: String,
+    uid: String,
+}
+
+impl Expiring {
+    fn expiry(self) -> Option<Timestamp> {
+        let exp = SignedDuration::try_from_secs_f64(self.exp).ok()?;
+        // Beyond the calendar's end is as good as never.
+        Some(Timestamp::from_duration(exp).unwrap_or(Timestamp::MAX))
     }
+}
+
+impl Claims {
+    /// With the extra values that the API server gives it.
+    fn user(self) -> Option<User> {
+        let (namespace, name) = self.sub.strip_prefix("system:serviceaccount:")?.split_once(':')?;
+        let mut extra = BTreeMap::new();
+        for (key, value) in [
+            (
+                "credential-id",
+                self.jti.map(|id| format!("JTI={id}")).unwrap_or_default(),
+            ),
+            ("node-name", self.bound.node.name),
+            ("node-uid", self.bound.node.uid),
+            ("pod-name", self.bound.pod.name),
+            ("pod-uid", self.bound.pod.uid),
+        ] {
+            if !value.is_empty() {
+                extra.insert(format!("authentication.kubernetes.io/{key}"), vec![value]);
+            }
+        }
+        Some(User::service_account(
+            namespace,
+            name,
+            Some(&self.bound.serviceaccount.uid),
+            &extra,
+        ))
+    }
+}
+
+fn jwt_claims<T: DeserializeOwned>(token: &str) -> Option<T> {
     let mut parts = token.split('.');
     let (Some(_), Some(payload), Some(_), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
         return None;
     };
     let payload = URL_SAFE_NO_PAD.decode(payload).ok()?;
-    let claims: Claims = serde_json::from_slice(&payload).ok()?;
-    let exp = SignedDuration::try_from_secs_f64(claims.exp).ok()?;
-    // Beyond the calendar's end is as good as never.
-    Some(Timestamp::from_duration(exp).unwrap_or(Timestamp::MAX))
+    serde_json::from_slice(&payload).ok()
 }
 
 /// How long whoever follows a token file waits for its first reading.

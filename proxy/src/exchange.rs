@@ -8,18 +8,22 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering},
 };
 
-use http::{Request, StatusCode};
+use http::{HeaderMap, Request, StatusCode};
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use crate::{
-    audit::{Event, Ticket, verb},
+    audit::{
+        Asked, Bodies, CallerText, Capture, Event, Extent, Level, PodText, Stage, Ticket, User, capture::has_objects,
+        policy::Attributes,
+    },
     caller::Caller,
     clock::Clock,
     forward::Origin,
-    identity::ActsAs,
     limits::load::Place,
     metrics::{Completion, Limit, Metrics, OpenStream},
     pod::EnrolledPod,
+    request_info::{Reading, RequestInfo},
     sessions::{live::LiveSession, usage},
     status::Refusal,
 };
@@ -42,14 +46,16 @@ pub struct Opening<'r, B> {
     pub session: Option<&'r LiveSession>,
     /// The request, before anything was taken off it.
     pub request: &'r Request<B>,
+    /// What it asks for.
+    pub reading: Reading,
 }
 
 /// A request's account.
 pub struct Exchange {
-    pod: Arc<EnrolledPod>,
+    asked: Arc<Asked>,
+    reading: Reading,
     metrics: Arc<Metrics>,
     started: Instant,
-    event: Event,
     ticket: Option<Ticket>,
     place: Option<Place>,
     _open: OpenStream,
@@ -62,8 +68,13 @@ pub struct Exchange {
     broken_off: OnceLock<Refusal>,
     upgrade: OnceLock<&'static str>,
     refused: OnceLock<Refusal>,
-    caller: OnceLock<(Option<String>, &'static str)>,
-    acts_as: OnceLock<String>,
+    /// As whom the session has it act, until something else is known.
+    acting: Option<Arc<User>>,
+    /// The bodies as they pass, where they are to be written.
+    request_body: OnceLock<Box<Capture>>,
+    response_body: OnceLock<Box<Capture>>,
+    caller: OnceLock<(Arc<User>, CallerText)>,
+    acts_as: OnceLock<Arc<User>>,
 }
 
 impl Exchange {
@@ -79,32 +90,17 @@ impl Exchange {
             origin,
             session,
             request,
+            reading,
         } = opening;
-        let wanted = &origin.pod.wanted;
-        let event = Event {
-            time: clock.now(),
-            audit_id: uuid::Uuid::new_v4().to_string(),
-            session: Arc::clone(wanted.session.text()),
-            pod: Arc::clone(&wanted.name),
-            node,
-            auth_method: session.map_or("", |session| session.spec.method.name()),
-            acts_as: session
-                .and_then(|session| session.spec.method.acts_as())
-                .map(ActsAs::shared_name),
-            verb: verb(request.method()),
-            uri: request
-                .uri()
-                .path_and_query()
-                .map_or_else(|| request.uri().to_string(), |target| target.as_str().to_owned()),
-            ..Event::default()
-        };
+        let auth_method = session.map_or("", |session| session.spec.method.name());
         Self {
-            pod: Arc::clone(&origin.pod),
+            asked: Arc::new(Asked::new(origin, node, clock.now(), auth_method, request)),
+            reading,
             _open: metrics.stream(),
             _use: session.map(|session| session.usage.open(&clock)),
             metrics,
             started: Instant::now(),
-            event,
+            acting: session.and_then(|session| session.acting().cloned()),
             ticket: Some(ticket),
             place,
             code: AtomicU16::new(0),
@@ -114,6 +110,8 @@ impl Exchange {
             broken_off: OnceLock::new(),
             upgrade: OnceLock::new(),
             refused: OnceLock::new(),
+            request_body: OnceLock::new(),
+            response_body: OnceLock::new(),
             caller: OnceLock::new(),
             acts_as: OnceLock::new(),
         }
@@ -121,14 +119,19 @@ impl Exchange {
 
     /// The id under which this request is written down, here and in the API server's own audit log.
     #[must_use]
-    pub fn audit_id(&self) -> &str {
-        &self.event.audit_id
+    pub fn audit_id(&self) -> Uuid {
+        self.asked.audit_id
+    }
+
+    /// What it asks for.
+    pub fn reading(&self) -> &Reading {
+        &self.reading
     }
 
     /// The pod that asks.
     #[must_use]
     pub fn pod(&self) -> &EnrolledPod {
-        &self.pod
+        &self.asked.pod
     }
 
     /// Whether it may stay open for long.
@@ -147,6 +150,41 @@ impl Exchange {
         self.response_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// Some of the request's body passes.
+    pub fn request_passes(&self, data: &[u8]) {
+        self.count_request_bytes(data.len() as u64);
+        if let Some(body) = self.request_body.get() {
+            body.passes(data);
+        }
+    }
+
+    /// Some of the answer's body passes.
+    pub fn response_passes(&self, data: &[u8]) {
+        self.count_response_bytes(data.len() as u64);
+        if let Some(body) = self.response_body.get() {
+            body.passes(data);
+        }
+    }
+
+    /// The head goes upstream, and it is known who acts: whether the body is to be written can be told.
+    pub fn sent(&self, headers: &HeaderMap) {
+        self.keep(Level::Request, &self.request_body, headers);
+    }
+
+    fn keep(&self, level: Level, body: &OnceLock<Box<Capture>>, headers: &HeaderMap) {
+        let Some(ticket) = &self.ticket else { return };
+        if self.extent(ticket).level >= level && !self.runs_long() && has_objects(&self.reading) {
+            let _ = body.set(Box::new(Capture::of(headers, ticket.body_terms().limit)));
+        }
+    }
+
+    /// The head of the answer is known, and goes on to the client.
+    pub fn passes_on(&self, code: StatusCode, headers: &HeaderMap) {
+        self.answered(code);
+        self.keep(Level::RequestResponse, &self.response_body, headers);
+        self.started();
+    }
+
     /// The head of the answer is known.
     pub fn answered(&self, code: StatusCode) {
         self.code.store(code.as_u16(), Ordering::Relaxed);
@@ -159,18 +197,20 @@ impl Exchange {
 
     /// The caller has proved who it is.
     pub fn proved(&self, caller: &Caller) {
-        let _ = self.caller.set((caller.name().map(str::to_owned), caller.proof.name()));
+        let user = Arc::new(caller.user.as_deref().map_or_else(User::anonymous, User::of));
+        let text = CallerText::new(caller, &user);
+        let _ = self.caller.set((user, text));
     }
 
     /// Who the caller proved to be.
     #[must_use]
     pub fn caller(&self) -> Option<&str> {
-        self.caller.get().and_then(|(name, _)| name.as_deref())
+        self.caller.get().map(|(user, _)| user.name())
     }
 
     /// Whom it acts as, where that isn't for the session to say.
-    pub fn acts_as(&self, name: &str) {
-        let _ = self.acts_as.set(name.to_owned());
+    pub fn acts_as(&self, user: Arc<User>) {
+        let _ = self.acts_as.set(user);
     }
 
     /// It goes on in another protocol.
@@ -199,33 +239,83 @@ impl Exchange {
     }
 }
 
+impl Exchange {
+    /// The head of the answer goes out, of a request that may run long: that it runs is written down already.
+    fn started(&self) {
+        let Some(ticket) = self.ticket.as_ref().filter(|_| self.runs_long()) else {
+            return;
+        };
+        let extent = self.extent(ticket);
+        if !extent.is_silent() && !extent.omit_started {
+            ticket.tell(self.event(Stage::ResponseStarted, extent, self.reading.clone()));
+        }
+    }
+
+    /// How much is written of it, by what is known now.
+    fn extent(&self, ticket: &Ticket) -> Extent {
+        let asker = || PodText::user(&self.asked.pod, &self.asked.node);
+        let caller = self.caller.get().map(|(user, _)| user);
+        ticket.policy().extent(&Attributes {
+            users: [Some(caller.unwrap_or_else(asker)), self.acting_user()].map(|user| user.map(Arc::as_ref)),
+            reading: &self.reading,
+            method: &self.asked.method,
+            uri: &self.asked.uri,
+            is_upgraded: self.upgrade.get().is_some(),
+            is_refused: self.refused.get().is_some(),
+        })
+    }
+
+    fn acting_user(&self) -> Option<&Arc<User>> {
+        self.acts_as.get().or(self.acting.as_ref())
+    }
+
+    fn event(&self, stage: Stage, extent: Extent, reading: Reading) -> Event {
+        Event {
+            asked: Arc::clone(&self.asked),
+            reading,
+            stage,
+            level: extent.level,
+            elapsed: self.started.elapsed(),
+            acts_as: self.acting_user().map(|user| Arc::clone(user.json())),
+            caller: self.caller.get().map(|(_, text)| text.clone()),
+            code: self.code.load(Ordering::Relaxed),
+            request_bytes: self.request_bytes.load(Ordering::Relaxed),
+            response_bytes: self.response_bytes.load(Ordering::Relaxed),
+            cut_short: self.cut_short.load(Ordering::Relaxed),
+            upgrade: self.upgrade.get().copied(),
+            refused: self.refused.get().copied(),
+            bodies: None,
+            bodies_left_out: false,
+        }
+    }
+
+    fn bodies(&self, ticket: &Ticket, extent: Extent) -> Option<Arc<Bodies>> {
+        let (request, response) = (self.request_body.get(), self.response_body.get());
+        if request.is_none() && response.is_none() {
+            return None;
+        }
+        let captures = [request, response].map(|body| body.map(Box::as_ref));
+        Bodies::take(captures, ticket.body_terms(), extent.omit_managed_fields).map(Arc::new)
+    }
+}
+
 impl Drop for Exchange {
     fn drop(&mut self) {
         let Some(ticket) = self.ticket.take() else { return };
-        let code = self.code.load(Ordering::Relaxed);
-        let refused = self.refused.get().copied();
-        let duration = self.started.elapsed();
+        let extent = self.extent(&ticket);
+        let reading = std::mem::replace(&mut self.reading, Ok(RequestInfo::NonResource));
+        let mut event = self.event(Stage::ResponseComplete, extent, reading);
+        event.bodies = self.bodies(&ticket, extent);
         self.metrics.completed(&Completion {
-            method: &self.event.verb,
-            code,
-            refused,
-            duration,
+            method: &self.asked.method,
+            code: event.code,
+            refused: event.refused,
+            duration: event.elapsed,
         });
-        let mut event = std::mem::take(&mut self.event);
-        event.code = code;
-        event.request_bytes = self.request_bytes.load(Ordering::Relaxed);
-        event.response_bytes = self.response_bytes.load(Ordering::Relaxed);
-        event.duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        event.cut_short = self.cut_short.load(Ordering::Relaxed);
-        event.upgrade = self.upgrade.get().copied();
-        event.refused = refused.map(Refusal::as_str);
-        if let Some((name, proof)) = self.caller.take() {
-            event.caller = name;
-            event.proof = Some(proof);
+        if extent.is_silent() {
+            ticket.omit();
+        } else {
+            ticket.finish(event);
         }
-        if let Some(name) = self.acts_as.take() {
-            event.acts_as = Some(name.into());
-        }
-        ticket.finish(event);
     }
 }

@@ -11,7 +11,7 @@ use http_body::Body;
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    audit::Audit,
+    audit::{Audit, User},
     body::{RequestBody, ResponseBody, client::ClientBody, pace::Pace},
     caller::{Prover, Shown, x509::Certificate},
     clock::Clock,
@@ -25,7 +25,7 @@ use crate::{
         policy,
         recorder::{Recording, Recordings},
     },
-    request_info::{Reading, RequestInfo},
+    request_info::RequestInfo,
     sessions::{live::LiveSession, store::SessionLookup},
     status::Refusal,
     upgrade::{self, Upgrade},
@@ -117,14 +117,15 @@ impl Forwarder {
             origin,
             session: session.as_deref().ok(),
             request: &request,
+            reading,
         }));
         let outcome = match session {
-            Ok(session) => self.forward(session, origin, request, reading, &exchange).await,
+            Ok(session) => self.forward(session, origin, request, &exchange).await,
             Err(refusal) => Err(refusal),
         };
         match outcome {
             Ok(answer) => {
-                exchange.answered(answer.status());
+                exchange.passes_on(answer.status(), answer.headers());
                 answer.map(|body| body.counted(exchange))
             }
             Err(refusal) => refuse(exchange, refusal, unread),
@@ -148,6 +149,7 @@ impl Forwarder {
             origin,
             session: session.as_deref().ok(),
             request,
+            reading: RequestInfo::parse(request.method(), request.uri()),
         }));
         refuse(exchange, refusal, closes)
     }
@@ -169,7 +171,6 @@ impl Forwarder {
         session: Arc<LiveSession>,
         origin: &Origin,
         mut request: Request<ClientBody>,
-        reading: Reading,
         exchange: &Arc<Exchange>,
     ) -> Result<Response<ResponseBody>, Refusal> {
         let is_callers_own = session.spec.method.is_callers_own();
@@ -180,11 +181,10 @@ impl Forwarder {
         let upgrade = upgrade::requested(&mut request)?;
         let (mut head, body) = request.into_parts();
         identity::guard(&head, is_callers_own)?;
-        if session.spec.refuse.refuse(&reading, upgrade.is_some()) {
+        if session.spec.refuse.refuse(exchange.reading(), upgrade.is_some()) {
             return Err(Refusal::NotGranted);
         }
-        let recorded = policy::judge(session.spec.recording, &reading, upgrade.is_some())?.map(Box::new);
-        drop(reading);
+        let recorded = policy::judge(session.spec.recording, exchange.reading(), upgrade.is_some())?.map(Box::new);
         let is_websocket = upgrade.as_ref().is_some_and(Upgrade::is_websocket);
         let acting = match &session.prover {
             // Boxed, as all is here that few requests need: a request's future is moved about, and held by every watch.
@@ -209,11 +209,18 @@ impl Forwarder {
             Acting::Caller(acts_as) => Some(acts_as),
             Acting::Nobody => None,
         };
+        if let (Acting::Session, None, Some(token)) = (&acting, acts_as, &token)
+            && let Some(user) = token.user()
+        {
+            exchange.acts_as(Arc::clone(user));
+        }
         identity::dress(&mut head.headers, token.as_ref(), acts_as, session.told()).map_err(|error| {
             tracing::error!(session = %session.id, %error, "a request is not forwarded");
             Refusal::Internal
         })?;
-        let audit_id = HeaderValue::from_str(exchange.audit_id()).map_err(|_| Refusal::Internal)?;
+        let mut audit_id = uuid::Uuid::encode_buffer();
+        let audit_id = exchange.audit_id().hyphenated().encode_lower(&mut audit_id);
+        let audit_id = HeaderValue::from_str(audit_id).map_err(|_| Refusal::Internal)?;
         head.headers.insert(AUDIT_ID, audit_id);
         let recording = match (&upgrade, recorded) {
             (Some(upgrade), Some(target)) => {
@@ -226,6 +233,7 @@ impl Forwarder {
         if let Some(upgrade) = &upgrade {
             upgrade.ask(&mut head.headers);
         }
+        exchange.sent(&head.headers);
         let body = RequestBody::new(body, Arc::clone(exchange), &session.ended, Pace::of(&self.limits));
         let request = Request::from_parts(head, body);
 
@@ -265,7 +273,10 @@ impl Forwarder {
             .await?;
         exchange.proved(&caller);
         let acts_as = prover.acts_as(&caller, &shown).await?;
-        exchange.acts_as(acts_as.as_ref().map_or(identity::ANONYMOUS, ActsAs::name));
+        exchange.acts_as(Arc::new(match &acts_as {
+            Some(acts_as) => User::impersonated(acts_as, session.told()),
+            None => User::anonymous(),
+        }));
         Ok(acts_as.map_or(Acting::Nobody, Acting::Caller))
     }
 
@@ -293,7 +304,7 @@ impl Forwarder {
             };
         }
         let about = About {
-            audit_id: exchange.audit_id().to_owned(),
+            audit_id: exchange.audit_id().to_string(),
             session: session.id.to_string(),
             node: self.node.to_string(),
             pod: origin.pod.wanted.name.to_string(),

@@ -15,7 +15,7 @@ pub use dress::{DressError, dress};
 pub(crate) use guard::asks_to_impersonate;
 pub use guard::guard;
 pub(crate) use headers::{
-    BEARER_SUBPROTOCOL_PREFIX, IMPERSONATE_EXTRA_PREFIX, IMPERSONATE_GROUP, IMPERSONATE_UID, IMPERSONATE_USER,
-    list_members,
+    BEARER_SUBPROTOCOL_PREFIX, IMPERSONATE_EXTRA_PREFIX, IMPERSONATE_GROUP, IMPERSONATE_SESSION, IMPERSONATE_UID,
+    IMPERSONATE_USER, list_members,
 };
 pub use strip::{strip, strip_response};

@@ -1,6 +1,7 @@
 //! What is counted, and the registry that `/metrics` is written from. Every label has a bounded set of values: nothing
 //! that a client says becomes one.
 
+mod audit;
 mod collect;
 mod labels;
 mod recording;
@@ -12,7 +13,9 @@ use prometheus_client::{
     registry::Registry,
 };
 
+pub(crate) use self::audit::{SinkMetrics, WebhookMetrics};
 use self::{
+    audit::AuditMetrics,
     collect::Process,
     labels::{
         CodeClass, HandshakeLabels, LimitLabels, ProofLabels, RefusedLabel, ReloadLabels, RequestLabels, WatchLabels,
@@ -20,6 +23,7 @@ use self::{
     },
 };
 pub use self::{
+    audit::AuditSink,
     collect::{register_counts, register_gauge, register_gauges},
     labels::{Followed, Limit, ProofOf, ProofOutcome, Watched, Written},
     recording::{RecordingCounts, RecordingFailure},
@@ -40,10 +44,7 @@ pub struct Metrics {
     handshake_failures: Family<HandshakeLabels, Counter>,
     reload_failures: Family<ReloadLabels, Counter>,
     proofs: Family<ProofLabels, Counter>,
-    audit_events: Counter,
-    audit_write_failures: Counter,
-    audit_events_dropped: Counter,
-    audit_backlog: Gauge,
+    audit: AuditMetrics,
     watch_errors: Family<WatchLabels, Counter>,
     watch_syncs: Family<WatchLabels, Gauge>,
     status_writes: Family<WrittenLabels, Counter>,
@@ -104,10 +105,7 @@ impl Metrics {
             handshake_failures: Family::default(),
             reload_failures: Family::default(),
             proofs: Family::default(),
-            audit_events: Counter::default(),
-            audit_write_failures: Counter::default(),
-            audit_events_dropped: Counter::default(),
-            audit_backlog: Gauge::default(),
+            audit: AuditMetrics::default(),
             watch_errors: Family::default(),
             watch_syncs: Family::default(),
             status_writes: Family::default(),
@@ -167,22 +165,7 @@ impl Metrics {
             "What callers showed to prove who they are, and what came of it",
             metrics.proofs.clone(),
         );
-        registry.register("audit_events", "Audit events written", metrics.audit_events.clone());
-        registry.register(
-            "audit_write_failures",
-            "Attempts to write audit events that failed; they are repeated",
-            metrics.audit_write_failures.clone(),
-        );
-        registry.register(
-            "audit_events_dropped",
-            "Audit events that were lost while the audit log couldn't be written",
-            metrics.audit_events_dropped.clone(),
-        );
-        registry.register(
-            "audit_backlog",
-            "Audit events not yet written; new requests wait while there are too many",
-            metrics.audit_backlog.clone(),
-        );
+        metrics.audit.register(registry);
         registry.register(
             "watch_errors",
             "Lists and watches of the cluster's objects that failed; what was seen last stays in force",
@@ -303,20 +286,19 @@ impl Metrics {
         self.events.get_or_create(&WrittenLabels { outcome }).inc();
     }
 
-    pub(crate) fn audit_events(&self) -> &Counter {
-        &self.audit_events
+    /// Those of one sink of the audit log.
+    pub(crate) fn audit(&self, sink: AuditSink) -> SinkMetrics {
+        self.audit.of(sink)
     }
 
-    pub(crate) fn audit_write_failures(&self) -> &Counter {
-        &self.audit_write_failures
+    /// Counts a request that leaves no event.
+    pub(crate) fn audit_omitted(&self) {
+        self.audit.omitted.inc();
     }
 
-    pub(crate) fn audit_events_dropped(&self) -> &Counter {
-        &self.audit_events_dropped
-    }
-
-    pub(crate) fn audit_backlog(&self) -> &Gauge {
-        &self.audit_backlog
+    /// Those of the way to the audit webhook.
+    pub(crate) fn webhook(&self) -> &WebhookMetrics {
+        &self.audit.webhook
     }
 }
 

@@ -6,7 +6,7 @@ use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, sync::Arc};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::limits::load::Load;
+use crate::{audit::PodText, limits::load::Load};
 
 /// A session's name: `namespace/name`, both DNS-1123 labels or subdomains as Kubernetes has them.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -137,6 +137,8 @@ pub struct WantedPod {
     pub session: SessionId,
     /// The UID of its object, where its source knows it: what its own tokens say that they were made for.
     pub uid: Option<Arc<str>>,
+    /// Its own service account, of its session's namespace, where its source knows it.
+    pub service_account: Option<Arc<str>>,
 }
 
 /// A pod under interception.
@@ -150,6 +152,8 @@ pub struct EnrolledPod {
     pub gone: CancellationToken,
     /// What it has open.
     pub load: Load,
+    /// What every audit event says of it.
+    pub in_audit: PodText,
 }
 
 impl EnrolledPod {
@@ -162,10 +166,12 @@ impl EnrolledPod {
                 name: Arc::from(""),
                 session,
                 uid: None,
+                service_account: None,
             },
             cgroup_id: CgroupId::NONE,
             gone: CancellationToken::new(),
             load: Load::default(),
+            in_audit: PodText::default(),
         }
     }
 

@@ -24,6 +24,8 @@ pub struct ResourceRequest {
     pub verb: &'static str,
     /// The API group; the core group is empty.
     pub api_group: String,
+    /// The group's version.
+    pub api_version: String,
     /// The namespace. A namespace's own object counts as in it.
     pub namespace: String,
     /// The resource, such as `pods`.
@@ -41,6 +43,14 @@ pub type Reading = Result<RequestInfo, Doubt>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the request's target can be read in more than one way: {0}")]
 pub struct Doubt(&'static str);
+
+impl Doubt {
+    /// Why.
+    #[must_use]
+    pub fn why(self) -> &'static str {
+        self.0
+    }
+}
 
 impl RequestInfo {
     /// Reads a request's method and target.
@@ -77,9 +87,9 @@ impl RequestInfo {
 /// The request that the segments of a path name, and how many segments after the subresource are left. `None` where
 /// it isn't one for a resource.
 fn resource(method: &Method, segments: &[&str]) -> Result<Option<(ResourceRequest, usize)>, Doubt> {
-    let (group, rest) = match segments {
-        ["api", _version, rest @ ..] if !rest.is_empty() => ("", rest),
-        ["apis", group, _version, rest @ ..] if !rest.is_empty() => (*group, rest),
+    let (group, version, rest) = match segments {
+        ["api", version, rest @ ..] if !rest.is_empty() => ("", *version, rest),
+        ["apis", group, version, rest @ ..] if !rest.is_empty() => (*group, *version, rest),
         _ => return Ok(None),
     };
     let (verb, mut parts) = match rest {
@@ -99,6 +109,7 @@ fn resource(method: &Method, segments: &[&str]) -> Result<Option<(ResourceReques
     let request = ResourceRequest {
         verb,
         api_group: group.to_owned(),
+        api_version: version.to_owned(),
         namespace: namespace.to_owned(),
         resource: part(0),
         subresource: if verb == "proxy" { String::new() } else { part(2) },

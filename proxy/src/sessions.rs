@@ -23,6 +23,8 @@ use jiff::Timestamp;
 
 use crate::pod::{SessionId, WantedPod};
 
+pub(crate) use manifest::without_values;
+
 /// A session as a source declares it: named, with its pods, and parsed or refused.
 #[derive(Debug, Clone)]
 pub struct Declared {

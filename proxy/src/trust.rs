@@ -13,7 +13,7 @@ pub mod unverified;
 mod ask;
 mod authority;
 mod names;
-mod pem;
+pub(crate) mod pem;
 
 use std::{io, path::PathBuf, sync::Arc};
 

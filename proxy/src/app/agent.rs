@@ -18,6 +18,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
+    audit::audit_log,
     certificate::{Surroundings, serving_certificate},
     confine::syscalls,
     intercept::{Interception, intercept, retire, succeed},
@@ -27,7 +28,7 @@ use super::{
 };
 use crate::{
     admin::{Admin, Condition, Readiness},
-    audit::{Audit, Terms},
+    audit::Audit,
     cli::{AgentOptions, ListenOptions},
     clock::Clock,
     cluster::{addresses::Addresses, client::client},
@@ -104,7 +105,7 @@ impl Agent {
         let certificate_ready = readiness.condition("certificate");
         let certificate = serving_certificate(&options, around, &clock, &metrics, certificate_ready).await?;
         let outside = listen_outside(&options.listen)?;
-        let audit = audit_log(&options, readiness.condition("audit"), &clock, &metrics).await?;
+        let audit = audit_log(&options, &readiness, &clock, &metrics).await?;
         let recordings = recordings(&options, &clock, &metrics).await?;
 
         let outfit = cluster.outfit(&options, &dials, &clock, &metrics);
@@ -227,22 +228,6 @@ impl Agent {
         }
         self.stop_admin.cancel();
     }
-}
-
-async fn audit_log(
-    options: &AgentOptions,
-    condition: Condition,
-    clock: &Clock,
-    metrics: &Metrics,
-) -> anyhow::Result<Audit> {
-    let terms = Terms {
-        failure: options.audit_failure,
-        patience: options.limits.queue_timeout,
-        node: options.node_name.as_str().into(),
-        condition,
-        clock: clock.clone(),
-    };
-    Ok(Audit::start(options.audit_log.to_string_lossy().parse()?, terms, metrics).await?)
 }
 
 async fn recordings(options: &AgentOptions, clock: &Clock, metrics: &Metrics) -> anyhow::Result<Recordings> {

@@ -2,74 +2,246 @@
 
 use std::{
     borrow::Cow,
+    net::IpAddr,
     sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
-use http::Method;
+use http::{HeaderMap, Method, Request, header};
 use jiff::Timestamp;
-use serde::{Serialize, Serializer};
+use uuid::Uuid;
 
-use super::Audit;
+use super::{
+    Audit,
+    capture::{Bodies, BodyTerms},
+    policy::Policy,
+    text,
+    user::User,
+};
+use crate::{
+    caller::Caller,
+    forward::Origin,
+    pod::EnrolledPod,
+    request_info::{Reading, RequestInfo},
+    status::Refusal,
+};
 
 /// Longer texts are cut: the backlog's memory is bounded by it.
 const URI_LIMIT: usize = 4096;
 const VERB_LIMIT: usize = 32;
 const NAME_LIMIT: usize = 1024;
+/// As kube-apiserver cuts it, and what it puts in place of the rest (`k8s.io/apiserver/pkg/audit`, `request.go`).
+const USER_AGENT_LIMIT: usize = 1024;
+const USER_AGENT_CUT: &str = "...TRUNCATED";
 
-/// A request, from the audit log's view. What is empty or zero isn't known, and stays out of the line.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Event {
-    /// When the request came.
-    pub time: Timestamp,
+/// How much of a request is written down (`audit.k8s.io/v1` `Level`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Nothing.
+    None,
+    /// Who, what, when, and what came of it.
+    #[default]
+    Metadata,
+    /// And the request's body.
+    Request,
+    /// And the answer's.
+    RequestResponse,
+}
+
+impl Level {
+    /// As Kubernetes writes it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "None",
+            Self::Metadata => "Metadata",
+            Self::Request => "Request",
+            Self::RequestResponse => "RequestResponse",
+        }
+    }
+}
+
+/// When in a request's life an event is written (`audit.k8s.io/v1` `Stage`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// The answer has begun, of a request that may run long.
+    ResponseStarted,
+    /// All has passed.
+    ResponseComplete,
+}
+
+impl Stage {
+    /// As Kubernetes writes it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ResponseStarted => "ResponseStarted",
+            Self::ResponseComplete => "ResponseComplete",
+        }
+    }
+}
+
+/// What is known of a request when it comes, and doesn't change any more.
+#[derive(Debug)]
+pub struct Asked {
     /// The id that the API server's own audit log has as well.
-    pub audit_id: String,
-    /// The pod's session, `namespace/name`.
-    #[serde(serialize_with = "shared")]
-    pub session: Arc<str>,
-    /// The pod that asked; empty for clients of the agent's own listener.
-    #[serde(serialize_with = "shared", skip_serializing_if = "is_empty")]
-    pub pod: Arc<str>,
+    pub audit_id: Uuid,
+    /// When it came.
+    pub received: Timestamp,
+    /// The pod that asked, or what stands for the clients of the agent's own listener.
+    pub pod: Arc<EnrolledPod>,
     /// The node it runs on.
-    #[serde(serialize_with = "shared")]
     pub node: Arc<str>,
-    /// How the request was authenticated upstream.
-    #[serde(skip_serializing_if = "str::is_empty")]
+    /// How the request is authenticated upstream; empty where no session was in force.
     pub auth_method: &'static str,
-    /// As whom, where that is impersonated.
-    #[serde(serialize_with = "maybe_shared", skip_serializing_if = "Option::is_none")]
-    pub acts_as: Option<Arc<str>>,
-    /// Who the caller proved to be, where it had to.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub caller: Option<String>,
-    /// By what it did.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub proof: Option<&'static str>,
     /// The HTTP method.
-    pub verb: Cow<'static, str>,
+    pub method: Cow<'static, str>,
     /// Path and query.
     pub uri: String,
-    /// The URI was longer than is written. Filled in when the event is.
-    #[serde(skip_serializing_if = "is_false")]
+    /// It was longer than is written.
     pub uri_truncated: bool,
+    /// Where the connection came from.
+    pub source: Option<IpAddr>,
+    /// What the client calls itself.
+    pub user_agent: Option<Box<str>>,
+}
+
+impl Asked {
+    /// Takes from a request what its event will say.
+    #[must_use]
+    pub fn new<B>(
+        origin: &Origin,
+        node: Arc<str>,
+        received: Timestamp,
+        auth_method: &'static str,
+        request: &Request<B>,
+    ) -> Self {
+        let uri = match request.uri().path_and_query() {
+            Some(target) => Cow::Borrowed(target.as_str()),
+            None => Cow::Owned(request.uri().to_string()),
+        };
+        let kept = uri.floor_char_boundary(URI_LIMIT);
+        Self {
+            audit_id: Uuid::new_v4(),
+            received,
+            pod: Arc::clone(&origin.pod),
+            node,
+            auth_method,
+            method: method_name(request.method()),
+            uri_truncated: kept < uri.len(),
+            uri: uri[..kept].to_owned(),
+            source: Some(origin.client.0.ip()),
+            user_agent: user_agent(request.headers()),
+        }
+    }
+}
+
+/// A request at one stage, from the audit log's view.
+#[derive(Debug, Clone)]
+pub struct Event {
+    /// What is known since it came.
+    pub asked: Arc<Asked>,
+    /// What it asks for, as far as it could be read.
+    pub reading: Reading,
+    /// The stage.
+    pub stage: Stage,
+    /// How much is written of it.
+    pub level: Level,
+    /// Since it came.
+    pub elapsed: Duration,
+    /// As whom it went upstream, where that is known; in JSON.
+    pub acts_as: Option<Arc<str>>,
+    /// Who the caller proved to be, where it had to.
+    pub caller: Option<CallerText>,
     /// The code that the client was answered with; zero if it went away before.
-    #[serde(skip_serializing_if = "is_zero")]
     pub code: u16,
     /// Bytes of the request's body, or sent by the client over an upgrade.
     pub request_bytes: u64,
     /// Bytes of the answer's body, or sent by the server over an upgrade.
     pub response_bytes: u64,
-    /// From the request's coming to the end of the answer.
-    pub duration_ms: u64,
     /// It didn't come to its own end: the session ended, or a peer broke off.
-    #[serde(skip_serializing_if = "is_false")]
     pub cut_short: bool,
     /// The protocol upgraded to.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub upgrade: Option<&'static str>,
     /// Why the agent answered by itself.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub refused: Option<&'static str>,
+    pub refused: Option<Refusal>,
+    /// The bodies, at the levels that ask for them.
+    pub bodies: Option<Arc<Bodies>>,
+    /// They were to be written, and there were too many of them.
+    pub bodies_left_out: bool,
+}
+
+/// Who a caller proved to be.
+#[derive(Debug, Clone)]
+pub struct CallerText {
+    /// The user, in JSON.
+    pub json: Arc<str>,
+    /// By what it did.
+    pub proof: &'static str,
+}
+
+impl CallerText {
+    /// What is written of a caller.
+    #[must_use]
+    pub fn new(caller: &Caller, user: &User) -> Self {
+        Self {
+            json: Arc::clone(user.json()),
+            proof: caller.proof.name(),
+        }
+    }
+}
+
+impl Event {
+    /// As in RBAC for a resource, else the method in lower case.
+    pub(super) fn verb(&self) -> Cow<'_, str> {
+        verb(&self.reading, &self.asked.method)
+    }
+
+    /// When the stage was reached: by the clock that doesn't jump, so that the two times say how long it took.
+    pub(super) fn stage_time(&self) -> Timestamp {
+        text::after(self.asked.received, self.elapsed)
+    }
+
+    /// How much memory its bodies take, in bytes.
+    pub(super) fn bodies_size(&self) -> usize {
+        self.bodies.as_ref().map_or(0, |bodies| bodies.size())
+    }
+
+    pub(super) fn leave_bodies_out(&mut self) {
+        self.bodies = None;
+        self.bodies_left_out = true;
+    }
+
+    /// An event waits in memory, and a target may be as long as a head.
+    fn bound(&mut self) {
+        let Ok(RequestInfo::Resource(request)) = &mut self.reading else {
+            return;
+        };
+        for part in [
+            &mut request.api_group,
+            &mut request.api_version,
+            &mut request.namespace,
+            &mut request.resource,
+            &mut request.subresource,
+            &mut request.name,
+        ] {
+            if part.len() > NAME_LIMIT {
+                part.truncate(part.floor_char_boundary(NAME_LIMIT));
+                part.shrink_to_fit();
+            }
+        }
+    }
+}
+
+/// The verb that an event has.
+pub(super) fn verb<'r>(reading: &'r Reading, method: &'r str) -> Cow<'r, str> {
+    match reading {
+        Ok(RequestInfo::Resource(request)) => request.verb.into(),
+        _ => match method {
+            "GET" => "get".into(),
+            other => other.to_ascii_lowercase().into(),
+        },
+    }
 }
 
 /// The right, and the duty, to write the event of one admitted request.
@@ -86,20 +258,34 @@ impl Ticket {
         Self { audit, finished: false }
     }
 
-    /// Hands the event over. It never waits.
-    pub fn finish(mut self, mut event: Event) {
-        if let Cow::Owned(verb) = &mut event.verb {
-            cut(verb, VERB_LIMIT);
-        }
-        if let Some(name) = &mut event.caller {
-            cut(name, NAME_LIMIT);
-        }
-        if let Some(name) = event.acts_as.as_mut().filter(|name| name.len() > NAME_LIMIT) {
-            *name = Arc::from(&name[..name.floor_char_boundary(NAME_LIMIT)]);
-        }
-        event.uri_truncated = cut(&mut event.uri, URI_LIMIT);
-        self.finished = true;
+    /// Writes down a stage that isn't the last. It never waits.
+    pub fn tell(&self, mut event: Event) {
+        event.bound();
         self.audit.send(event);
+    }
+
+    /// Hands the last event over. It never waits.
+    pub fn finish(mut self, event: Event) {
+        self.tell(event);
+        self.finished = true;
+    }
+
+    /// The policy has it that there is none.
+    pub fn omit(mut self) {
+        self.audit.shared.metrics.audit_omitted();
+        self.finished = true;
+    }
+
+    /// How much of bodies is written.
+    #[must_use]
+    pub fn body_terms(&self) -> &BodyTerms {
+        &self.audit.shared.terms.bodies
+    }
+
+    /// How much is written of which request.
+    #[must_use]
+    pub fn policy(&self) -> &Policy {
+        &self.audit.shared.terms.policy
     }
 }
 
@@ -113,8 +299,7 @@ impl Drop for Ticket {
 }
 
 /// A method's name, without an allocation where it is a usual one.
-#[must_use]
-pub fn verb(method: &Method) -> Cow<'static, str> {
+fn method_name(method: &Method) -> Cow<'static, str> {
     for usual in [
         &Method::GET,
         &Method::POST,
@@ -128,37 +313,17 @@ pub fn verb(method: &Method) -> Cow<'static, str> {
             return Cow::Borrowed(usual.as_str());
         }
     }
-    Cow::Owned(method.to_string())
+    // A method is ASCII.
+    let name = method.as_str();
+    Cow::Owned(name.get(..VERB_LIMIT).unwrap_or(name).to_owned())
 }
 
-fn shared<S: Serializer>(text: &Arc<str>, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(text)
-}
-
-#[expect(clippy::ref_option, reason = "the signature is serde's")]
-fn maybe_shared<S: Serializer>(text: &Option<Arc<str>>, serializer: S) -> Result<S::Ok, S::Error> {
-    text.as_deref().serialize(serializer)
-}
-
-fn is_empty(text: &Arc<str>) -> bool {
-    text.is_empty()
-}
-
-fn cut(text: &mut String, limit: usize) -> bool {
-    let longer = text.len() > limit;
-    if longer {
-        text.truncate(text.floor_char_boundary(limit));
-        text.shrink_to_fit();
+fn user_agent(headers: &HeaderMap) -> Option<Box<str>> {
+    let value = headers.get(header::USER_AGENT)?;
+    let text = String::from_utf8_lossy(value.as_bytes());
+    let kept = text.floor_char_boundary(USER_AGENT_LIMIT);
+    if kept == text.len() {
+        return Some(text.into());
     }
-    longer
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]
-fn is_false(value: &bool) -> bool {
-    !value
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]
-fn is_zero(value: &u16) -> bool {
-    *value == 0
+    Some(format!("{}{USER_AGENT_CUT}", &text[..kept]).into())
 }

@@ -1,16 +1,55 @@
 //! Where lines go, for a thread that may block.
 
-use std::{
-    fs,
-    io::{self, Write},
-    os::{
-        fd::AsFd,
-        unix::fs::{MetadataExt, OpenOptionsExt},
-    },
-    path::{Path, PathBuf},
-};
+mod file;
 
-use serde::Serialize;
+use std::{fmt, io, path::PathBuf};
+
+pub(super) use self::file::File;
+
+/// As much is kept for the next lines.
+const ROOM: usize = 512 * 1024;
+
+/// Where the audit log goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Destination {
+    /// Standard output.
+    Stdout,
+    /// A file, appended to; made for the agent alone (0600), and made again when it was moved away or removed.
+    File(PathBuf, Rotation),
+}
+
+/// When the agent itself begins a new file, and which old ones it removes; as kube-apiserver's options of these names
+/// have it. Nothing of it by default.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Rotation {
+    /// A file of so many MiB is renamed, and another begun; zero is never.
+    pub max_size: u64,
+    /// Renamed files are removed after so many days; zero is never.
+    pub max_age: u32,
+    /// As many of them are kept; zero is all.
+    pub max_backups: usize,
+}
+
+impl Destination {
+    /// `-` is standard output, anything else a file.
+    #[must_use]
+    pub fn new(path: PathBuf, rotation: Rotation) -> Self {
+        if path.as_os_str() == "-" {
+            Self::Stdout
+        } else {
+            Self::File(path, rotation)
+        }
+    }
+}
+
+impl fmt::Display for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stdout => f.write_str("-"),
+            Self::File(path, _) => path.display().fmt(f),
+        }
+    }
+}
 
 /// Something that bytes can be appended to.
 pub(super) trait Sink: Send + 'static {
@@ -23,23 +62,19 @@ pub(super) trait Sink: Send + 'static {
 }
 
 /// Lines that are being written, across failures.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Pending {
     bytes: Vec<u8>,
     written: usize,
 }
 
 impl Pending {
-    pub(super) fn lines(events: &[impl Serialize]) -> Self {
-        let mut bytes = Vec::with_capacity(events.len() * 512);
-        for event in events {
-            // Strings and numbers always serialize, and a vector takes all; the line stays whole either way.
-            if let Err(error) = serde_json::to_writer(&mut bytes, event) {
-                tracing::error!(%error, "an audit event cannot be written as JSON");
-            }
-            bytes.push(b'\n');
-        }
-        Self { bytes, written: 0 }
+    /// For lines to be put in, in place of those that are written.
+    pub(super) fn begin(&mut self) -> &mut Vec<u8> {
+        self.written = 0;
+        self.bytes.clear();
+        self.bytes.shrink_to(ROOM);
+        &mut self.bytes
     }
 
     #[cfg(test)]
@@ -69,61 +104,4 @@ impl Pending {
         }
         Ok(())
     }
-}
-
-/// A file that is appended to, or standard output.
-#[derive(Debug)]
-pub(super) struct File {
-    // None: standard output, which has no name to open it by again.
-    path: Option<PathBuf>,
-    file: Option<fs::File>,
-}
-
-impl File {
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self {
-            path: Some(path.to_owned()),
-            file: Some(open(path)?),
-        })
-    }
-
-    /// Not through `io::stdout`, whose buffer would hide how much was written when a write fails.
-    pub(super) fn stdout() -> io::Result<Self> {
-        Ok(Self {
-            path: None,
-            file: Some(io::stdout().as_fd().try_clone_to_owned()?.into()),
-        })
-    }
-}
-
-impl Sink for File {
-    fn prepare(&mut self) -> io::Result<bool> {
-        let Some(path) = &self.path else { return Ok(false) };
-        let named = fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino())).ok();
-        let held = match &self.file {
-            Some(file) => file.metadata().map(|metadata| (metadata.dev(), metadata.ino())).ok(),
-            None => None,
-        };
-        if held.is_some() && held == named {
-            return Ok(false);
-        }
-        let file = open(path)?;
-        let same = held.is_some() && held == file.metadata().map(|metadata| (metadata.dev(), metadata.ino())).ok();
-        self.file = Some(file);
-        Ok(!same)
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.file.as_mut().ok_or(io::ErrorKind::NotConnected)?.write(bytes)
-    }
-
-    fn close(&mut self) {
-        if self.path.is_some() {
-            self.file = None;
-        }
-    }
-}
-
-fn open(path: &Path) -> io::Result<fs::File> {
-    fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path)
 }

@@ -1,17 +1,20 @@
 //! The audit log against sinks that stall, fail and vanish.
 
+mod events;
+
 use std::{
     fs, io,
-    os::unix::fs::PermissionsExt,
     path::Path,
     sync::{Mutex, mpsc as blocking},
 };
 
+use jiff::Timestamp;
 use rstest::rstest;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::*;
+use super::{sink::Pending, *};
+use crate::{admin::Readiness, metrics::SinkMetrics, pod::EnrolledPod, request_info::RequestInfo};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -44,44 +47,102 @@ fn terms(failure: AuditFailure, patience: Duration) -> Terms {
         failure,
         patience,
         node: Arc::from("node-1"),
-        condition: Readiness::default().condition("audit"),
+        policy: Policy::default(),
+        bodies: BodyTerms::default(),
         clock: Clock::system(),
     }
 }
 
 fn told(metrics: &Metrics) -> (Audit, Orders, Arc<Mutex<Vec<u8>>>) {
-    told_by(metrics, terms(AuditFailure::Refuse, SOON))
+    told_by(metrics, terms(AuditFailure::Block, SOON))
 }
 
 fn told_by(metrics: &Metrics, terms: Terms) -> (Audit, Orders, Arc<Mutex<Vec<u8>>>) {
+    told_beside(metrics, terms, &Readiness::default())
+}
+
+fn told_beside(metrics: &Metrics, terms: Terms, readiness: &Readiness) -> (Audit, Orders, Arc<Mutex<Vec<u8>>>) {
+    let (sink, orders, kept) = told_sink();
+    let lane = lane(AuditSink::Log, readiness.condition("audit"), metrics);
+    (Audit::with_sinks(vec![(sink, lane)], terms, metrics), orders, kept)
+}
+
+fn told_sink() -> (Box<dyn Sink>, Orders, Arc<Mutex<Vec<u8>>>) {
     let (orders, receiver) = blocking::channel();
     let kept = Arc::new(Mutex::new(Vec::new()));
     let sink = Told {
         orders: receiver,
         kept: Arc::clone(&kept),
     };
-    (Audit::with_sink(Box::new(sink), terms, metrics), orders, kept)
+    (Box::new(sink), orders, kept)
+}
+
+fn figures(metrics: &Metrics) -> SinkMetrics {
+    metrics.audit(AuditSink::Log)
 }
 
 async fn to_file(path: &Path) -> Audit {
-    Audit::start(
-        Destination::File(path.into()),
-        terms(AuditFailure::Refuse, SOON),
-        &Metrics::default(),
-    )
-    .await
-    .unwrap()
+    try_file(path).await.unwrap()
+}
+
+async fn try_file(path: &Path) -> Result<Audit, AuditError> {
+    let destination = Destination::new(path.into(), Rotation::default());
+    let sinks = Sinks {
+        log: Some((destination, Readiness::default().condition("audit"))),
+        webhook: None,
+    };
+    Audit::start(sinks, terms(AuditFailure::Block, SOON), &Metrics::default()).await
 }
 
 async fn log(audit: &Audit, uri: &str) {
     audit.admit().await.unwrap().finish(to(uri));
 }
 
-fn to(uri: &str) -> Event {
-    Event {
+/// Of a pod in session support/alice.
+fn asked(uri: &str) -> Asked {
+    let mut pod = EnrolledPod::outside("support/alice".parse().unwrap());
+    pod.wanted.name = Arc::from("support/shell-0");
+    pod.wanted.uid = Some(Arc::from("0b7c"));
+    pod.wanted.service_account = Some(Arc::from("runner"));
+    Asked {
+        audit_id: "d9f2c3a4-0000-4000-8000-0123456789ab".parse().unwrap(),
+        received: "2026-06-01T12:00:00.25Z".parse().unwrap(),
+        pod: Arc::new(pod),
+        node: Arc::from("node-1"),
+        auth_method: "",
+        method: "GET".into(),
         uri: uri.to_owned(),
-        ..Event::default()
+        uri_truncated: false,
+        source: None,
+        user_agent: None,
     }
+}
+
+fn event(asked: Asked) -> Event {
+    let target = asked.uri.parse();
+    Event {
+        reading: target.map_or(Ok(RequestInfo::NonResource), |target| {
+            RequestInfo::parse(&asked.method.parse().unwrap(), &target)
+        }),
+        asked: Arc::new(asked),
+        stage: Stage::ResponseComplete,
+        level: Level::Metadata,
+        elapsed: Duration::ZERO,
+        acts_as: None,
+        caller: None,
+        code: 0,
+        request_bytes: 0,
+        response_bytes: 0,
+        cut_short: false,
+        upgrade: None,
+        refused: None,
+        bodies: None,
+        bodies_left_out: false,
+    }
+}
+
+fn to(uri: &str) -> Event {
+    event(asked(uri))
 }
 
 async fn written(audit: &Audit) {
@@ -93,93 +154,12 @@ fn uris(lines: impl AsRef<[u8]>) -> Vec<String> {
     lines
         .lines()
         .map(|line| {
-            serde_json::from_str::<Value>(line).unwrap()["uri"]
+            serde_json::from_str::<Value>(line).unwrap()["requestURI"]
                 .as_str()
                 .unwrap()
                 .to_owned()
         })
         .collect()
-}
-
-#[tokio::test]
-async fn an_event_says_who_did_what_as_whom() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("audit.log");
-    let audit = to_file(&path).await;
-    let event = Event {
-        time: "2026-06-01T12:00:00Z".parse().unwrap(),
-        audit_id: "d9f2".to_owned(),
-        session: "support/alice".into(),
-        pod: "shell-0".into(),
-        node: "node-1".into(),
-        auth_method: "gateway-kubernetes-auth",
-        acts_as: Some("system:serviceaccount:prod:viewer".into()),
-        verb: "POST".into(),
-        uri: "/api/v1/pods?watch=1".to_owned(),
-        code: 101,
-        request_bytes: 3,
-        response_bytes: 42,
-        duration_ms: 1500,
-        cut_short: true,
-        upgrade: Some("websocket"),
-        ..Event::default()
-    };
-    audit.admit().await.unwrap().finish(event);
-    written(&audit).await;
-    let line: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    let expected = json!({
-        "time": "2026-06-01T12:00:00Z", "auditId": "d9f2", "session": "support/alice", "pod": "shell-0",
-        "node": "node-1", "authMethod": "gateway-kubernetes-auth", "actsAs": "system:serviceaccount:prod:viewer",
-        "verb": "POST", "uri": "/api/v1/pods?watch=1", "code": 101, "requestBytes": 3, "responseBytes": 42,
-        "durationMs": 1500, "cutShort": true, "upgrade": "websocket",
-    });
-    assert_eq!(line, expected);
-    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-}
-
-#[rstest]
-#[case::refused(Event { refused: Some("impersonation"), code: 403, ..to("/") }, json!({"refused": "impersonation", "code": 403}))]
-#[case::abandoned(to("/"), json!({}))]
-#[case::hostile(to("/\n\"\u{1b}é"), json!({}))]
-#[tokio::test]
-async fn an_event_is_one_line(#[case] event: Event, #[case] beside: Value) {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("audit.log");
-    let audit = to_file(&path).await;
-    audit.admit().await.unwrap().finish(event.clone());
-    written(&audit).await;
-    let text = fs::read_to_string(&path).unwrap();
-    assert_eq!(text.lines().count(), 1);
-    let line: Value = serde_json::from_str(&text).unwrap();
-    assert_eq!(line["uri"], event.uri);
-    for key in [
-        "refused",
-        "code",
-        "actsAs",
-        "authMethod",
-        "upgrade",
-        "cutShort",
-        "uriTruncated",
-    ] {
-        assert_eq!(line.get(key), beside.get(key), "{key}");
-    }
-}
-
-#[rstest]
-#[case("/short".to_owned(), 6, None)]
-#[case(format!("/{}", "x".repeat(10_000)), 4096, Some(&json!(true)))]
-#[case(format!("/{}", "é".repeat(10_000)), 4095, Some(&json!(true)))]
-#[tokio::test]
-async fn a_long_uri_is_cut(#[case] uri: String, #[case] length: usize, #[case] truncated: Option<&Value>) {
-    let (audit, orders, kept) = told(&Metrics::default());
-    drop(orders);
-    log(&audit, &uri).await;
-    written(&audit).await;
-    let line: Value = serde_json::from_slice(&kept.lock().unwrap()).unwrap();
-    assert_eq!(
-        (line["uri"].as_str().unwrap().len(), line.get("uriTruncated")),
-        (length, truncated)
-    );
 }
 
 #[tokio::test]
@@ -214,7 +194,7 @@ async fn a_stalled_sink_holds_new_requests_and_loses_nothing() {
     assert_eq!(uris.len(), BACKLOG + 2);
     assert_eq!(uris.last().unwrap(), "/waited");
     assert_eq!(
-        (metrics.audit_backlog().get(), metrics.audit_events().get()),
+        (figures(&metrics).backlog.get(), figures(&metrics).events.get()),
         (0, BACKLOG as u64 + 2)
     );
 }
@@ -226,9 +206,17 @@ fn gaps(lines: &[u8]) -> Vec<(u64, bool)> {
         .lines()
         .filter_map(|line| {
             let line: Value = serde_json::from_str(line).unwrap();
-            let time = |name: &str| line["gap"][name].as_str()?.parse::<jiff::Timestamp>().ok();
-            assert!(line["gap"].is_null() || line["node"] == "node-1");
-            Some((line["gap"]["lost"].as_u64()?, time("since")? <= time("until")?))
+            let said = &line["annotations"];
+            let time = |name: &str| {
+                said[format!("understudy.dev/lost-{name}")]
+                    .as_str()?
+                    .parse::<Timestamp>()
+                    .ok()
+            };
+            let lost = said["understudy.dev/lost"].as_str()?.parse().ok()?;
+            assert_eq!((&line["kind"], &line["verb"]), (&json!("Event"), &json!("gap")));
+            assert_eq!(said["understudy.dev/node"], "node-1");
+            Some((lost, time("since")? <= time("until")?))
         })
         .collect()
 }
@@ -236,7 +224,7 @@ fn gaps(lines: &[u8]) -> Vec<(u64, bool)> {
 #[tokio::test]
 async fn while_the_log_is_stuck_requests_are_refused_after_their_wait_and_that_is_written_down() {
     let metrics = Metrics::default();
-    let terms = terms(AuditFailure::Refuse, Duration::from_millis(100));
+    let terms = terms(AuditFailure::Block, Duration::from_millis(100));
     let (audit, orders, kept) = told_by(&metrics, terms);
     for n in 0..BACKLOG {
         log(&audit, &format!("/{n}")).await;
@@ -246,7 +234,7 @@ async fn while_the_log_is_stuck_requests_are_refused_after_their_wait_and_that_i
     assert!(began.elapsed() >= Duration::from_millis(100), "it waited");
     assert_eq!(audit.admit_at_once().unwrap_err(), NoRoom);
     assert_eq!(
-        (metrics.audit_events_dropped().get(), metrics.audit_backlog().get()),
+        (figures(&metrics).dropped.get(), figures(&metrics).backlog.get()),
         (2, i64::try_from(BACKLOG).unwrap())
     );
     drop(orders);
@@ -262,16 +250,12 @@ async fn while_the_log_is_stuck_requests_are_refused_after_their_wait_and_that_i
 async fn where_the_operator_says_so_requests_go_on_and_the_gap_is_written_down() {
     let metrics = Metrics::default();
     let readiness = Readiness::default();
-    let terms = Terms {
-        condition: readiness.condition("audit"),
-        ..terms(AuditFailure::Continue, SOON)
-    };
-    let (audit, orders, kept) = told_by(&metrics, terms);
+    let (audit, orders, kept) = told_beside(&metrics, terms(AuditFailure::Drop, SOON), &readiness);
     assert!(readiness.is_ready());
     for n in 0..BACKLOG + 10 {
         log(&audit, &format!("/{n}")).await;
     }
-    assert_eq!(metrics.audit_events_dropped().get(), 10);
+    assert_eq!(figures(&metrics).dropped.get(), 10);
     assert!(
         readiness
             .report()
@@ -309,7 +293,7 @@ async fn a_failing_sink_is_tried_again_from_where_it_stopped() {
     log(&audit, "/b").await;
     written(&audit).await;
     assert_eq!(uris(&*kept.lock().unwrap()), ["/a", "/b"]);
-    assert_eq!(metrics.audit_write_failures().get(), 3);
+    assert_eq!(figures(&metrics).write_failures.get(), 3);
 }
 
 #[rstest]
@@ -383,19 +367,107 @@ fn half_a_line_is_written_whole_in_a_new_file() {
 async fn says_where_it_cannot_write() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("none/audit.log");
-    let started = Audit::start(
-        Destination::File(path.clone()),
-        terms(AuditFailure::Refuse, SOON),
-        &Metrics::default(),
-    )
-    .await;
+    let started = try_file(&path).await;
     let error = started.unwrap_err().to_string();
     assert!(error.contains(path.to_str().unwrap()), "{error}");
 }
 
+#[test]
+fn destinations() {
+    let rotation = Rotation {
+        max_size: 1,
+        ..Rotation::default()
+    };
+    assert_eq!(Destination::new("-".into(), rotation), Destination::Stdout);
+    let file = Destination::new("/var/log/audit.log".into(), rotation);
+    assert_eq!(file, Destination::File("/var/log/audit.log".into(), rotation));
+}
+
+#[tokio::test]
+async fn bodies_that_wait_take_no_more_room_than_they_may() {
+    const EACH: usize = 40 << 20;
+    let (audit, orders, kept) = told(&Metrics::default());
+    let terms = BodyTerms {
+        limit: EACH,
+        ..BodyTerms::default()
+    };
+    let body = format!("\"{}\"", "x".repeat(EACH - 2));
+    // Three before the writer has its turn, of which one has room; then one more.
+    for n in 0..4 {
+        let capture = Capture::of(&http::HeaderMap::new(), EACH);
+        capture.passes(body.as_bytes());
+        let bodies = Bodies::take([Some(&capture), None], &terms, false);
+        audit.admit().await.unwrap().finish(Event {
+            bodies: bodies.map(Arc::new),
+            ..to(&format!("/api/v1/namespaces/a/pods/{n}"))
+        });
+        if n == 2 {
+            orders.send(Ok(usize::MAX)).unwrap();
+            written(&audit).await;
+        }
+    }
+    drop(orders);
+    written(&audit).await;
+    let kept = String::from_utf8(kept.lock().unwrap().clone()).unwrap();
+    let said: Vec<(bool, bool)> = kept
+        .lines()
+        .map(|line| {
+            let line: Value = serde_json::from_str(line).unwrap();
+            let left_out = line["annotations"]["understudy.dev/request-object"] == "left out: too many events wait";
+            (line["requestObject"].is_string(), left_out)
+        })
+        .collect();
+    assert_eq!(said, [(true, false), (false, true), (false, true), (true, false)]);
+}
+
 #[rstest]
-#[case("-", Destination::Stdout)]
-#[case("/var/log/audit.log", Destination::File("/var/log/audit.log".into()))]
-fn destinations(#[case] text: &str, #[case] destination: Destination) {
-    assert_eq!(text.parse(), Ok(destination));
+#[case::block(AuditFailure::Block, 0)]
+#[case::drop(AuditFailure::Drop, 10)]
+#[tokio::test]
+async fn sinks_fail_apart(#[case] failure: AuditFailure, #[case] lost: usize) {
+    let (metrics, readiness) = (Metrics::default(), Readiness::default());
+    let ((good, good_orders, good_kept), (bad, bad_orders, bad_kept)) = (told_sink(), told_sink());
+    drop(good_orders);
+    let sinks = vec![
+        (good, lane(AuditSink::Log, readiness.condition("audit"), &metrics)),
+        (
+            bad,
+            lane(AuditSink::Webhook, readiness.condition("audit-webhook"), &metrics),
+        ),
+    ];
+    let terms = terms(failure, Duration::from_millis(50));
+    let audit = Audit::with_sinks(sinks, terms, &metrics);
+    for n in 0..BACKLOG {
+        log(&audit, &format!("/{n}")).await;
+    }
+    let good_has = async |events: usize| {
+        let has = async {
+            while figures(&metrics).events.get() < events as u64 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(SOON, has).await.unwrap();
+    };
+    good_has(BACKLOG).await;
+    // The other is full.
+    for n in 0..10 {
+        match (failure, audit.admit().await) {
+            (AuditFailure::Block, Err(NoRoom)) => {}
+            (AuditFailure::Drop, Ok(ticket)) => ticket.finish(to(&format!("/more/{n}"))),
+            (_, admitted) => panic!("{admitted:?}"),
+        }
+    }
+    good_has(BACKLOG + lost).await;
+    let report = readiness.report().to_string();
+    assert!(
+        report.contains("[+]audit ok") && report.contains("[-]audit-webhook"),
+        "{report}"
+    );
+    let webhook = metrics.audit(AuditSink::Webhook);
+    assert_eq!((figures(&metrics).dropped.get(), webhook.dropped.get()), (0, 10));
+    assert_eq!(uris(&*good_kept.lock().unwrap()).len(), BACKLOG + lost);
+    drop(bad_orders);
+    written(&audit).await;
+    assert_eq!(gaps(&bad_kept.lock().unwrap()), [(10, true)]);
+    assert!(gaps(&good_kept.lock().unwrap()).is_empty());
 }

@@ -52,6 +52,7 @@ pub fn declare<'a>(
             name: pod.key.to_string().into(),
             session: session.clone(),
             uid: Some(pod.uid.as_str()).filter(|uid| !uid.is_empty()).map(Arc::from),
+            service_account: Some(pod.service_account.as_str().into()),
         });
         carried.entry(session).or_default().extend(wanted);
     }

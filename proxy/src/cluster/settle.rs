@@ -95,6 +95,7 @@ mod tests {
             name: format!("a/{name}").into(),
             session: "a/s".parse().unwrap(),
             uid: None,
+            service_account: None,
         };
         names.iter().map(wanted).collect()
     }

@@ -56,6 +56,40 @@ fn expiries(#[case] token: String, #[case] expiry: Option<&str>) {
     assert_eq!(BearerToken::parse(&token).unwrap().expiry(), expected);
 }
 
+/// As the API server itself names the account of a bound token.
+#[test]
+fn whose_a_service_accounts_token_is() {
+    let claims = r#"{"sub":"system:serviceaccount:prod:viewer","jti":"j-1","kubernetes.io":{"namespace":"prod",
+        "serviceaccount":{"name":"viewer","uid":"u-1"},"pod":{"name":"p","uid":"u-2"},"node":{"name":"n","uid":"u-3"}}}"#;
+    let token = BearerToken::parse(&jwt(claims)).unwrap();
+    let user: serde_json::Value = serde_json::from_str(token.user().unwrap().json()).unwrap();
+    let expected = serde_json::json!({
+        "username": "system:serviceaccount:prod:viewer", "uid": "u-1",
+        "groups": ["system:serviceaccounts", "system:serviceaccounts:prod", "system:authenticated"],
+        "extra": {
+            "authentication.kubernetes.io/credential-id": ["JTI=j-1"],
+            "authentication.kubernetes.io/node-name": ["n"], "authentication.kubernetes.io/node-uid": ["u-3"],
+            "authentication.kubernetes.io/pod-name": ["p"], "authentication.kubernetes.io/pod-uid": ["u-2"],
+        },
+    });
+    assert_eq!(user, expected);
+}
+
+#[rstest]
+#[case(jwt(r#"{"sub":"jane"}"#))]
+#[case(jwt(r#"{"sub":7}"#))]
+#[case(jwt("{}"))]
+#[case("opaque".to_owned())]
+fn whose_another_token_is_isnt_known(#[case] token: String) {
+    assert!(BearerToken::parse(&token).unwrap().user().is_none());
+}
+
+#[test]
+fn an_odd_claim_keeps_no_token_from_expiring() {
+    let token = BearerToken::parse(&jwt(r#"{"exp":1780315200,"sub":7,"kubernetes.io":[]}"#)).unwrap();
+    assert_eq!((token.expiry(), token.user()), (Some(noon()), None));
+}
+
 #[test]
 fn no_formatting_shows_the_secret() {
     let token = BearerToken::parse("hunter2").unwrap();

@@ -209,6 +209,7 @@ impl Enroller {
             cgroup_id,
             gone: CancellationToken::new(),
             load: Load::default(),
+            in_audit: crate::audit::PodText::default(),
         });
         self.kernel
             .set_pod(cgroup_id, &entry)

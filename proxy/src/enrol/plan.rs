@@ -153,6 +153,7 @@ mod tests {
             name: name.into(),
             session: "a/b".parse().unwrap(),
             uid: None,
+            service_account: None,
         };
         let (kept, refused) = distinct(&[pod("x", "1"), pod("y", "2"), pod("x", "3")]);
         assert_eq!(kept, [pod("x", "1"), pod("y", "2")]);

@@ -14,7 +14,7 @@ pub(crate) const IMPERSONATE_EXTRA_PREFIX: &str = "impersonate-extra-";
 /// The domain of the user's extra keys that the agent alone sets.
 const OUR_DOMAIN: &str = "understudy.dev";
 /// The session, as the API server is told it.
-pub(super) const IMPERSONATE_SESSION: HeaderName = HeaderName::from_static("impersonate-extra-session.understudy.dev");
+pub(crate) const IMPERSONATE_SESSION: HeaderName = HeaderName::from_static("impersonate-extra-session.understudy.dev");
 /// Who asked to be somebody else, as JSON.
 pub(super) const IMPERSONATE_ORIGINAL: HeaderName =
     HeaderName::from_static("impersonate-extra-original-user-info.understudy.dev");

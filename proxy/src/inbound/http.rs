@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -135,14 +135,21 @@ where
         let (forwarder, origin) = (Arc::clone(&forwarder), origin.clone());
         let beyond = beyond(&limits, &request);
         let request = request.map(ClientBody::from);
+        let is_head = request.method() == Method::HEAD;
         // Boxed: hyper keeps its room until the answer's body has ended, which for a watch is long.
         Box::pin(async move {
-            Ok::<_, Infallible>(match beyond {
+            let answer = match beyond {
                 Some(refusal) => {
                     count(&forwarder.metrics, refusal);
                     forwarder.decline(&origin, &request, refusal)
                 }
                 None => forwarder.serve(&origin, request).await,
+            };
+            // hyper would send a refusal's content all the same, which clients take for a breach of the protocol.
+            Ok::<_, Infallible>(if is_head {
+                answer.map(ResponseBody::of_head)
+            } else {
+                answer
             })
         })
     });

@@ -10,17 +10,22 @@ const WORTH: usize = 256;
 pub(super) struct Ebb {
     /// The most that has been open since it last went back.
     most: usize,
+    /// It goes back once more: what was kept for the many, such as their connections upstream, is let go a moment after them.
+    again: bool,
 }
 
 impl Ebb {
     /// The first time is the first look: starting takes memory that is never used again.
     pub(super) const fn new() -> Self {
-        Self { most: usize::MAX }
+        Self {
+            most: usize::MAX,
+            again: false,
+        }
     }
 
-    /// Whether so much has been open that its end would be worth it.
+    /// Whether so much has been open that its end would be worth it, or has just ended.
     pub(super) const fn holds_much(&self) -> bool {
-        self.most >= WORTH
+        self.again || self.most >= WORTH
     }
 
     /// So much is open.
@@ -28,14 +33,14 @@ impl Ebb {
         self.most = self.most.max(open);
     }
 
-    /// Whether memory is to go back now that so much is open: when it is half of what it was.
+    /// Whether memory is to go back now that so much is open: when it is half of what it was, and at the next look.
     pub(super) fn is_due(&mut self, open: usize) -> bool {
         self.saw(open);
-        let due = self.holds_much() && open <= self.most / 2;
-        if due {
+        let has_ebbed = self.most >= WORTH && open <= self.most / 2;
+        if has_ebbed {
             self.most = open;
         }
-        due
+        std::mem::replace(&mut self.again, has_ebbed) || has_ebbed
     }
 }
 
@@ -55,15 +60,17 @@ mod tests {
     fn memory_goes_back_when_much_has_closed() {
         let mut ebb = Ebb::new();
         assert!(ebb.is_due(0), "what starting took");
+        assert!(ebb.is_due(0), "and what was let go a moment later");
         assert!(
             !ebb.is_due(0) && !ebb.is_due(WORTH - 1) && !ebb.is_due(0),
             "little was open"
         );
         assert!(!ebb.is_due(10_000) && !ebb.is_due(5_001));
         assert!(ebb.is_due(5_000), "half has closed");
-        assert!(!ebb.is_due(5_000) && !ebb.is_due(2_501));
+        assert!(ebb.is_due(5_000) && !ebb.is_due(5_000) && !ebb.is_due(2_501));
         assert!(ebb.is_due(0), "and the rest");
-        assert!(!ebb.is_due(0));
+        assert!(ebb.holds_much() && ebb.is_due(0));
+        assert!(!ebb.holds_much() && !ebb.is_due(0));
     }
 
     /// Without it what this frees stays, for the last block is in use.

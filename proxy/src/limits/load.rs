@@ -176,10 +176,12 @@ mod tests {
                 name: "a/b".into(),
                 session: "a/s".parse().unwrap(),
                 uid: None,
+                service_account: None,
             },
             cgroup_id: CgroupId(1),
             gone: CancellationToken::new(),
             load: Load::default(),
+            in_audit: crate::audit::PodText::default(),
         })
     }
 

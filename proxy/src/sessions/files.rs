@@ -270,6 +270,7 @@ fn wanted(session: &SessionId, pod: PodManifest) -> WantedPod {
         name: Arc::from(name),
         session: session.clone(),
         uid: pod.uid.map(Arc::from),
+        service_account: pod.service_account_name.map(Arc::from),
     }
 }
 

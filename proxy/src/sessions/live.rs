@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{spec::SessionSpec, usage::Usage};
 use crate::{
+    audit::User,
     caller::Prover,
     credentials::{BearerToken, CredentialError, TokenFile},
     pod::SessionId,
@@ -31,6 +32,7 @@ pub struct LiveSession {
     /// Cancelled when it ends.
     pub ended: CancellationToken,
     credential: Credential,
+    acting: Option<Arc<User>>,
     end: OnceLock<End>,
 }
 
@@ -73,7 +75,13 @@ impl LiveSession {
         usage: Arc<Usage>,
         prover: Option<Arc<Prover>>,
     ) -> Arc<Self> {
+        let told = spec.tell_session.then_some(&id);
+        let acting = spec
+            .method
+            .acts_as()
+            .map(|acts_as| Arc::new(User::impersonated(acts_as, told)));
         Arc::new(Self {
+            acting,
             id,
             spec,
             upstream,
@@ -117,6 +125,12 @@ impl LiveSession {
     #[must_use]
     pub fn refusal(&self) -> Refusal {
         self.end.get().map_or(Refusal::SessionRevoked, |why| why.refusal())
+    }
+
+    /// As whom it acts, for the audit log, where that is impersonated and the same for all.
+    #[must_use]
+    pub fn acting(&self) -> Option<&Arc<User>> {
+        self.acting.as_ref()
     }
 
     /// The session to name to the API server, if it is to be told.

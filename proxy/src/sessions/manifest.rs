@@ -35,6 +35,7 @@ pub(super) struct PodManifest {
     pub(super) name: Option<String>,
     pub(super) cgroup: PathBuf,
     pub(super) uid: Option<String>,
+    pub(super) service_account_name: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -101,7 +102,7 @@ pub(super) struct ServerManifest {
 
 /// A parser's message without what it quotes of the file: a value in the wrong place may be a token. Short names in
 /// back-quotes stay, for they are what is to be mended.
-pub(super) fn without_values(message: &str) -> String {
+pub(crate) fn without_values(message: &str) -> String {
     const NAME: usize = 24;
     let mut shown = String::with_capacity(message.len());
     let mut rest = message;

@@ -45,7 +45,7 @@ pub(super) fn encode<'a>(certificates: impl IntoIterator<Item = &'a CertificateD
 }
 
 /// The first private key. The parser's own error is dropped, as it may quote the file.
-pub(super) fn private_key(pem: &[u8], path: &Path) -> Result<PrivateKeyDer<'static>, TrustError> {
+pub(crate) fn private_key(pem: &[u8], path: &Path) -> Result<PrivateKeyDer<'static>, TrustError> {
     PrivateKeyDer::from_pem_slice(pem).map_err(|_| TrustError::NoKey(path.to_owned()))
 }
 

@@ -24,7 +24,7 @@ pub async fn load_roots(path: &Path) -> Result<RootCertStore, TrustError> {
     parse_roots(&files::read(path).await?, path)
 }
 
-fn parse_roots(pem: &[u8], path: &Path) -> Result<RootCertStore, TrustError> {
+pub(crate) fn parse_roots(pem: &[u8], path: &Path) -> Result<RootCertStore, TrustError> {
     let certificates = pem::certificates(pem, path)?;
     let mut roots = RootCertStore::empty();
     let (added, ignored) = roots.add_parsable_certificates(certificates);

@@ -150,7 +150,8 @@ impl Connection {
         slot.filter(|_| self.usable())
     }
 
-    fn idle_for(&self) -> Option<Duration> {
+    /// How long it has been without a stream, if it is.
+    pub(super) fn idle_for(&self) -> Option<Duration> {
         if self.open.load(Ordering::SeqCst) > 0 {
             return None;
         }
@@ -169,9 +170,9 @@ impl Drop for Place {
     fn drop(&mut self) {
         let idle_since = usize::try_from(self.connection.started.elapsed().as_millis()).unwrap_or(usize::MAX);
         self.connection.idle_since.store(idle_since, Ordering::Release);
-        self.connection.open.fetch_sub(1, Ordering::SeqCst);
+        let open = self.connection.open.fetch_sub(1, Ordering::SeqCst);
         if let Some(home) = self.home.upgrade() {
-            home.place_freed();
+            home.place_freed(open == 1);
         }
     }
 }

@@ -13,6 +13,7 @@ use std::{
 use http::{Request, Response};
 use hyper::body::Incoming;
 use tokio::{
+    runtime::Handle,
     sync::{Notify, Semaphore},
     time::{Instant, sleep, timeout_at},
 };
@@ -39,6 +40,9 @@ const LINES_MOST: usize = 32;
 const LINES_PART: usize = 4;
 /// So long no line is tried again with a server that took none.
 const LINES_PAUSE: Duration = Duration::from_secs(30);
+/// HTTP/2 connections without a stream for so long are closed, but for one: they hold the room that their streams had, here
+/// and with the server, and the next crowd has them dialled in milliseconds.
+const SURPLUS_IDLE: Duration = Duration::from_secs(1);
 /// What a server is expected to allow before the first connection has said: the smaller of the limits that
 /// kube-apiserver has had (250, then 100).
 const STREAMS_EXPECTED: usize = 100;
@@ -87,6 +91,8 @@ pub(super) struct Shared {
 struct State {
     protocol: Option<Protocol>,
     http2: Vec<Arc<Connection>>,
+    /// Somebody looks after those of them that are left over.
+    surplus_minded: bool,
     http1: Vec<Idle>,
     /// Idle ones, the last used last.
     lines: Vec<Line>,
@@ -479,9 +485,43 @@ impl Shared {
         self.changed.notify_waiters();
     }
 
-    /// A stream has closed.
-    pub(super) fn place_freed(&self) {
+    /// A stream has closed; `was_last` if it was the last of its connection.
+    pub(super) fn place_freed(self: &Arc<Self>, was_last: bool) {
         self.changed.notify_one();
+        if was_last {
+            let mut state = self.state();
+            // As the runtime ends there is nothing to wait with, and nothing to wait for.
+            if state.http2.len() > 1
+                && let Ok(runtime) = Handle::try_current()
+                && !std::mem::replace(&mut state.surplus_minded, true)
+            {
+                runtime.spawn(Self::mind_surplus(Arc::downgrade(self)));
+            }
+        }
+    }
+
+    /// Closes HTTP/2 connections that a crowd has left over, as long as there are any.
+    async fn mind_surplus(home: Weak<Self>) {
+        loop {
+            sleep(SURPLUS_IDLE).await;
+            let Some(this) = home.upgrade() else { return };
+            let mut state = this.state();
+            let (mut one_is_kept, mut more_to_come) = (false, false);
+            // Places are taken under this lock: who finds one here keeps its connection.
+            state.http2.retain(|connection| match connection.idle_for() {
+                None => true,
+                Some(_) if !std::mem::replace(&mut one_is_kept, true) => true,
+                Some(idle) if idle >= SURPLUS_IDLE => false,
+                Some(_) => {
+                    more_to_come = true;
+                    true
+                }
+            });
+            if !more_to_come {
+                state.surplus_minded = false;
+                return;
+            }
+        }
     }
 
     /// An HTTP/2 connection has ended: those who wait look again, and dial.

@@ -323,15 +323,18 @@ async fn a_bad_request_behind_a_good_one_is_refused_in_its_turn() {
     let events = stage.events().await;
     let refused: Vec<_> = events
         .iter()
-        .filter(|event| event["refused"] == "bad-request")
+        .filter(|event| event["annotations"]["understudy.dev/refused"] == "bad-request")
         .collect();
     assert_eq!((events.len(), refused.len()), (2, 1), "{events:?}");
     assert_eq!(
-        (&refused[0]["verb"], &refused[0]["uri"]),
-        (&"GET".into(), &"/bad".into())
+        (&refused[0]["verb"], &refused[0]["requestURI"]),
+        (&"get".into(), &"/bad".into())
     );
     assert_eq!(
-        (&refused[0]["code"], &refused[0]["pod"]),
+        (
+            &refused[0]["responseStatus"]["code"],
+            &refused[0]["annotations"]["understudy.dev/pod"]
+        ),
         (&400.into(), &"shell-0".into())
     );
 }

@@ -158,7 +158,10 @@ async fn who_takes_too_long_over_a_head_is_told_so() {
     );
     let events = stage.events().await;
     assert_eq!(
-        (&events[0]["refused"], &events[0]["uri"]),
+        (
+            &events[0]["annotations"]["understudy.dev/refused"],
+            &events[0]["requestURI"]
+        ),
         (&"request-timeout".into(), &"/api".into())
     );
     let outcome = format!("{}, connection closed; {}", answers[0], upstream(stage.seen.count()));

@@ -11,6 +11,7 @@ mod stage;
 mod wire;
 
 mod answers;
+mod audited;
 mod bodies;
 mod callers;
 mod ends;

@@ -3,7 +3,10 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use http_body_util::BodyExt;
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 
 use crate::stage::{Answer, Stage, Terms, get, get1, text, whole};
 
@@ -71,6 +74,44 @@ async fn a_thousand_watches_over_one_connection_reach_a_server_that_allows_a_hun
             assert_eq!(frame.unwrap().unwrap().into_data().unwrap(), event);
         }
     }
+}
+
+/// One is kept, and the others make room, here and with the server.
+#[tokio::test]
+async fn connections_that_a_crowd_has_left_over_are_closed() {
+    let (_events, receiver) = watch::channel("");
+    let stage = Stage::new(
+        Terms {
+            streams: 10,
+            ..Terms::default()
+        },
+        move |_| {
+            let receiver = receiver.clone();
+            async move { events_of(receiver) }
+        },
+    )
+    .await;
+    let crowd = async || {
+        let client = stage.http2().await;
+        let watches = (0..30).map(|index| {
+            let mut client = client.clone();
+            async move { client.send_request(get(&format!("/watch/{index}"))).await.unwrap() }
+        });
+        futures_util::future::join_all(watches).await
+    };
+    drop(crowd().await);
+    assert_eq!(stage.seen.connections.load(Ordering::SeqCst), 3);
+    // A busy machine may take longer to notice.
+    for _ in 0..20 {
+        sleep(Duration::from_secs(2)).await;
+        drop(crowd().await);
+        let dialled = stage.seen.connections.load(Ordering::SeqCst);
+        if dialled > 3 {
+            assert_eq!(dialled, 5, "two were closed, and one was kept");
+            return;
+        }
+    }
+    panic!("none was closed");
 }
 
 #[tokio::test]

@@ -138,7 +138,7 @@ async fn what_is_written_down_is_what_passed(#[case] stdin: bool) {
     assert_eq!(why, "closed");
     let about = &lines[0]["understudy"];
     let events_of_audit = stage.events().await;
-    assert_eq!(about["auditID"], events_of_audit[0]["auditId"]);
+    assert_eq!(about["auditID"], events_of_audit[0]["auditID"]);
     assert_eq!(about["session"], "support/alice");
     assert_eq!(about["pod"], "shell-0");
     assert_eq!(about["impersonatedUser"], "system:serviceaccount:prod:viewer");

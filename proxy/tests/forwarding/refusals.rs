@@ -1,7 +1,8 @@
 //! Invariant 2, for requests that a session doesn't carry: nothing of them goes upstream.
 
-use http::{HeaderValue, Method, Request, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, combinators::BoxBody};
+use hyper::body::Incoming;
 use rstest::rstest;
 use serde_json::{Value, json};
 
@@ -23,13 +24,16 @@ fn post(path: &str, over: &str) -> Outgoing {
         .unwrap()
 }
 
-async fn send(stage: &Stage, path: &str, over: &str) -> (StatusCode, Value) {
-    let request = post(path, over);
-    let response = if over == "h2" {
+async fn answer(stage: &Stage, request: Outgoing, over: &str) -> Response<Incoming> {
+    if over == "h2" {
         stage.http2().await.send_request(request).await.unwrap()
     } else {
         stage.http1().await.send_request(request).await.unwrap()
-    };
+    }
+}
+
+async fn send(stage: &Stage, path: &str, over: &str) -> (StatusCode, Value) {
+    let response = answer(stage, post(path, over), over).await;
     let status = response.status();
     let body = text(response).await;
     (status, serde_json::from_str(&body).unwrap_or(Value::Null))
@@ -84,4 +88,21 @@ async fn a_refused_stream_isnt_opened() {
     let response = stage.http1().await.send_request(request).await.unwrap();
     assert_eq!(response.status(), StatusCode::FORBIDDEN);
     assert_eq!(stage.seen.count(), 0);
+}
+
+#[tokio::test]
+async fn a_refusal_of_head_has_no_content() {
+    let mut terms = Terms::default();
+    terms.spec["refuse"] = json!([{"verbs": ["get"], "resources": ["secrets"]}]);
+    let stage = Stage::new(terms, |_| async { whole("{}") }).await;
+    for over in ["h2", "http/1.1"] {
+        let mut request = post("/api/v1/namespaces/prod/secrets/token", over);
+        *request.method_mut() = Method::HEAD;
+        *request.body_mut() = Full::default().boxed();
+        let response = answer(&stage, request, over).await;
+        assert_eq!(response.status(), StatusCode::FORBIDDEN, "{over}");
+        let length = response.headers()["content-length"].to_str().unwrap();
+        assert!(length.parse::<usize>().unwrap() > 0, "{over}: {length}");
+        assert_eq!(text(response).await, "", "{over}");
+    }
 }

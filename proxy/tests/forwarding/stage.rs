@@ -32,7 +32,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use understudy::{
     admin::Readiness,
-    audit::{self, Audit, AuditFailure, Destination},
+    audit::{self, Audit, AuditFailure, Destination, Sinks},
     caller::{
         Prover,
         authorities::{self, Authorities},
@@ -84,6 +84,8 @@ pub(crate) struct Terms {
     pub(crate) allow_plain_http: bool,
     /// Where to record.
     pub(crate) recordings: Option<PathBuf>,
+    pub(crate) audit_policy: audit::Policy,
+    pub(crate) audit_bodies: audit::BodyTerms,
 }
 
 impl Default for Terms {
@@ -98,6 +100,8 @@ impl Default for Terms {
             limits: Limits::default(),
             allow_plain_http: false,
             recordings: None,
+            audit_policy: audit::Policy::default(),
+            audit_bodies: audit::BodyTerms::default(),
         }
     }
 }
@@ -253,15 +257,20 @@ impl Stage {
             client_roots.add(certificate).unwrap();
         }
         let drain = CancellationToken::new();
-        let log = Destination::File(directory.path().join("audit.log"));
+        let log = Destination::new(directory.path().join("audit.log"), audit::Rotation::default());
+        let sinks = Sinks {
+            log: Some((log, Readiness::default().condition("audit"))),
+            webhook: None,
+        };
         let kept = audit::Terms {
-            failure: AuditFailure::Refuse,
+            failure: AuditFailure::Block,
             patience: terms.limits.queue_timeout,
             node: Arc::from("node"),
-            condition: Readiness::default().condition("audit"),
+            policy: terms.audit_policy.clone(),
+            bodies: terms.audit_bodies.clone(),
             clock: Clock::system(),
         };
-        let audit = Audit::start(log, kept, &metrics).await.unwrap();
+        let audit = Audit::start(sinks, kept, &metrics).await.unwrap();
         let server = Server {
             forwarder: Arc::new(Forwarder {
                 sessions: sessions.clone(),
@@ -454,10 +463,12 @@ fn enrolled(name: &str, session: &str, cgroup: u64) -> Arc<EnrolledPod> {
             name: Arc::from(name),
             session: session.parse().unwrap(),
             uid: Some(format!("pod-{cgroup}").into()),
+            service_account: Some(Arc::from("runner")),
         },
         cgroup_id: CgroupId(cgroup),
         gone: CancellationToken::new(),
         load: Load::default(),
+        in_audit: understudy::audit::PodText::default(),
     })
 }
 

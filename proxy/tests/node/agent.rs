@@ -32,6 +32,7 @@ pub(crate) fn wanted(cgroup: &str, session: &str) -> WantedPod {
         name: cgroup.into(),
         session: session.parse().unwrap(),
         uid: None,
+        service_account: None,
     }
 }
 

@@ -17,7 +17,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use understudy::{
     admin::Readiness,
-    audit::{self, Audit, AuditFailure, Destination},
+    audit::{self, Audit, AuditFailure, Destination, Sinks},
     caller::{Prover, authorities::Authorities, review::Reviewer},
     clock::Clock,
     cluster::client::client,
@@ -112,13 +112,19 @@ pub(crate) async fn run(directory: &Path, server: &str) -> Result<()> {
     let limits = Limits::default();
     let sessions = sessions(directory, server, &limits, &metrics).await?;
     let kept = audit::Terms {
-        failure: AuditFailure::Refuse,
+        failure: AuditFailure::Block,
         patience: limits.queue_timeout,
         node: Arc::from("node"),
-        condition: Readiness::default().condition("audit"),
+        policy: audit::Policy::default(),
+        bodies: audit::BodyTerms::default(),
         clock: Clock::system(),
     };
-    let audit = Audit::start(Destination::File(directory.join("audit.log")), kept, &metrics).await?;
+    let log = Destination::new(directory.join("audit.log"), audit::Rotation::default());
+    let sinks = Sinks {
+        log: Some((log, Readiness::default().condition("audit"))),
+        webhook: None,
+    };
+    let audit = Audit::start(sinks, kept, &metrics).await?;
     let (_names, names) = watch::channel(ServedNames::default());
     let certificate = serve_own_ca(directory.join("ca"), names, Clock::system(), Counter::default()).await?;
     let server = Server {
@@ -175,10 +181,12 @@ fn pod() -> Result<EnrolledPod> {
             name: Arc::from("support/shell-0"),
             session: SESSION.parse()?,
             uid: None,
+            service_account: None,
         },
         cgroup_id: CgroupId(1),
         gone: CancellationToken::new(),
         load: Load::default(),
+        in_audit: understudy::audit::PodText::default(),
     })
 }
 

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header, request::Parts};
+use http_body::Body as _;
 use http_body_util::{BodyExt, LengthLimitError, Limited, StreamBody};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
@@ -119,6 +120,7 @@ pub(crate) async fn serve(
     let unused = upgrade.clone();
     let (parts, body) = request.into_parts();
     let record = shared.recorder.begin(connection.origin(), streams, &parts);
+    let is_head = parts.method == Method::HEAD;
     let fault = shared.faults.take(&parts);
     let mut cut = None;
     match &fault {
@@ -161,10 +163,23 @@ pub(crate) async fn serve(
     {
         tokio::spawn(close_unused(unused));
     }
-    if let Some(after) = cut {
+    if is_head {
+        response = without_content(response);
+    } else if let Some(after) = cut {
         response = response.map(|body| die_after(body, after));
     }
     Ok(response.map(|body| body::boxed(ResponseBody::new(body, record, guard))))
+}
+
+/// The answer to `HEAD`, which says how long the content would be. Over HTTP/1.1 hyper leaves it out, over HTTP/2 not.
+fn without_content(mut response: Response<Body>) -> Response<Body> {
+    if let Some(length) = response.body().size_hint().exact() {
+        response
+            .headers_mut()
+            .entry(header::CONTENT_LENGTH)
+            .or_insert_with(|| length.into());
+    }
+    response.map(|_| body::empty())
 }
 
 /// hyper hands over the connection of an upgrade that was refused, if nothing else is to come on it, and leaves it to

@@ -401,6 +401,14 @@ impl Agent {
         audit::read(&audit_log(&self.node, &self.options))
     }
 
+    /// Its audit log so far, each request at every stage.
+    ///
+    /// # Errors
+    /// A line is no audit event.
+    pub fn audit_stages(&self) -> Result<Vec<AuditEvent>> {
+        audit::stages(&audit_log(&self.node, &self.options))
+    }
+
     /// What its audit log says that it lacks: how many events, for each gap.
     ///
     /// # Errors

@@ -31,7 +31,7 @@ mod wait;
 pub use account::{Accounts, ServiceAccount};
 pub use agent::{AGENT_NAMESPACE, Agent, AgentOptions, Sessions, TRUST_SECRET, Trust};
 pub use api_server::{ApiServer, Mark, SeenRequest, ServerOptions, TestServerOptions};
-pub use audit::AuditEvent;
+pub use audit::{AuditEvent, AuditUser};
 pub use command::{Command, Output, Running};
 pub use host::Node;
 pub use layout::{Layout, Qos};

@@ -1,7 +1,7 @@
 //! What the agent itself runs out of: disk, file descriptors, memory. It says so, sheds what is too much, keeps its
 //! probes, and is as before when there is enough again.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use rstest::rstest;
@@ -11,7 +11,7 @@ use understudy_tests::node::{
     eventually,
 };
 
-use crate::world::{World, curl, curl_raw};
+use crate::world::{World, ask_many, curl, curl_raw};
 
 const PODS: &str = "/api/v1/namespaces/prod/pods";
 const LARGE_LIST: &str = "/api/v1/namespaces/prod/configmaps?understudySize=1Gi";
@@ -85,20 +85,9 @@ fn python(pod: &Pod, program: &str, arguments: &[&str]) -> Result<Running> {
     pod.command(python).args(["-c", program]).args(arguments).spawn()
 }
 
-/// How many of `count` requests over one connection were answered with which code.
-async fn ask_many(pod: &Pod, count: usize) -> Result<BTreeMap<String, usize>> {
-    let path = format!("/version?n=[1-{count}]");
-    let output = curl_raw(pod, &path, &["--output", "/dev/null", "--write-out", "%{http_code}\n"]).await?;
-    let mut codes = BTreeMap::new();
-    for code in output.stdout.lines() {
-        *codes.entry(code.to_owned()).or_default() += 1;
-    }
-    Ok(codes)
-}
-
 #[rstest]
-#[case::refuse("refuse")]
-#[case::goes_on("continue")]
+#[case::block("block")]
+#[case::drop("drop")]
 #[tokio::test]
 async fn a_full_disk_for_the_audit_log_is_never_silent(#[case] policy: &str) -> Result<()> {
     // The page that the log's end is in takes a few yet when the disk is full.
@@ -130,7 +119,7 @@ async fn a_full_disk_for_the_audit_log_is_never_silent(#[case] policy: &str) -> 
     let lost = (0..=MORE + 1).find(|lost| (f64::from(u32::try_from(*lost).unwrap_or(0)) - dropped).abs() < 0.5);
     let lost = lost.with_context(|| format!("{dropped} lost"))?;
     assert!(lost > 1, "{codes:?}");
-    let expected = if policy == "refuse" {
+    let expected = if policy == "block" {
         (BACKLOG + MORE + 1 - lost, lost - 1)
     } else {
         (BACKLOG + MORE, 0)
@@ -157,7 +146,7 @@ async fn a_full_disk_for_the_audit_log_is_never_silent(#[case] policy: &str) -> 
     })
     .await?;
     assert!(!world.agent.readiness().await?.contains("[-]audit"));
-    let becomes = if policy == "refuse" {
+    let becomes = if policy == "block" {
         next.assert_status(503, "ServiceUnavailable");
         format!(
             "{} `Status` ServiceUnavailable after --queue-timeout; nothing upstream",

@@ -3,6 +3,7 @@
 
 mod addresses;
 mod attack;
+mod audited;
 mod away;
 mod caller;
 mod churn;
@@ -13,6 +14,7 @@ mod definition;
 mod faults;
 mod hold;
 mod load;
+mod mixed;
 mod node_in_a_box;
 mod proofs;
 mod recording;
@@ -23,4 +25,5 @@ mod sessions;
 mod streams;
 mod trust;
 mod upgrade;
+mod webhook;
 mod world;

@@ -120,7 +120,7 @@ async fn a_session_over_is_refused_and_nothing_is_sent() -> Result<()> {
     assert!(pods.stderr.contains("Forbidden"), "{pods:?}");
     assert_eq!(world.api.seen_since(mark).await?.len(), 0);
     eventually("the refusal is in the audit log", async || {
-        Ok(world.agent.audit()?.into_iter().find(|event| event.refused.is_some()))
+        Ok(world.agent.audit()?.into_iter().find(|event| event.refused().is_some()))
     })
     .await?;
     Ok(())

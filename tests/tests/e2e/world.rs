@@ -1,6 +1,6 @@
 //! What most tests begin with: a node, an API server, a pod with a session, and the agent.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
@@ -156,6 +156,17 @@ pub(crate) async fn curl(pod: &Pod, path: &str, arguments: &[&str]) -> Result<An
         head: output.stderr,
         body: output.stdout,
     })
+}
+
+/// How many of `count` requests over one connection were answered with which code.
+pub(crate) async fn ask_many(pod: &Pod, count: usize) -> Result<BTreeMap<String, usize>> {
+    let path = format!("/version?n=[1-{count}]");
+    let output = curl_raw(pod, &path, &["--output", "/dev/null", "--write-out", "%{http_code}\n"]).await?;
+    let mut codes = BTreeMap::new();
+    for code in output.stdout.lines() {
+        *codes.entry(code.to_owned()).or_default() += 1;
+    }
+    Ok(codes)
 }
 
 /// What the probe says of each of these dials, in their order.

@@ -24,7 +24,7 @@ struct Variant {
 }
 
 /// Every way to install or remove, by kustomize and by the chart.
-const VARIANTS: [Variant; 5] = [
+const VARIANTS: [Variant; 6] = [
     Variant {
         kustomization: "overlays/own-ca",
         values: "helm/understudy/ci/own-ca-values.yaml",
@@ -40,6 +40,10 @@ const VARIANTS: [Variant; 5] = [
     Variant {
         kustomization: "examples/support",
         values: "examples/support/values.yaml",
+    },
+    Variant {
+        kustomization: "examples/audit",
+        values: "examples/audit/values.yaml",
     },
     Variant {
         kustomization: "uninstall",

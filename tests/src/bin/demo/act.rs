@@ -164,9 +164,9 @@ impl Evidence {
         let audit = stage.agent.audit()?;
         let mut of_pod = audit
             .iter()
-            .filter(|event| event.pod.as_deref() == Some(stage.ended.name()))
+            .filter(|event| event.pod() == Some(stage.ended.name()))
             .peekable();
-        let audited = of_pod.peek().is_some() && of_pod.all(|event| event.refused.is_some());
+        let audited = of_pod.peek().is_some() && of_pod.all(|event| event.refused().is_some());
         let refused = |said: &Said| said.code.is_some_and(|code| code != 0);
         Ok(vec![
             (

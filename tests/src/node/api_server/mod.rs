@@ -20,7 +20,7 @@ pub use self::{
     seen::{Mark, SeenRequest},
 };
 use self::{real::RealServer, test_program::TestServer};
-use super::{Command, Node, binaries, network::ENDPOINT_V4};
+use super::{AuditEvent, Command, Node, audit, binaries, network::ENDPOINT_V4};
 use crate::apiserver::Control;
 
 /// An API server on the service's and the endpoint's addresses, holding the scene.
@@ -136,6 +136,17 @@ impl ApiServer {
         match &self.kind {
             Kind::Test(server) => server.seen_since(mark).await,
             Kind::Real(server) => server.seen_since(mark).await,
+        }
+    }
+
+    /// Its own audit log: each request that it has answered to the end.
+    ///
+    /// # Errors
+    /// It is the test program, which keeps none.
+    pub fn audit(&self) -> Result<Vec<AuditEvent>> {
+        match &self.kind {
+            Kind::Test(_) => bail!("the test API server keeps no audit log"),
+            Kind::Real(_) => audit::read(&files(&self.node).join("audit.jsonl")),
         }
     }
 
