@@ -17,15 +17,16 @@ use std::{
 use tokio::{
     runtime::{self, Runtime},
     signal::unix::{Signal, SignalKind, signal},
+    task,
 };
 
 use self::agent::Agent;
 use crate::{
     check,
-    cli::{AgentOptions, CheckOptions, Command, Output},
+    cli::{AgentOptions, CheckOptions, Command, Output, RecordingsCommand},
     clock, gate, handover, kernel,
     logging::{Levels, LevelsError},
-    sessions,
+    recording, sessions,
 };
 
 /// What has to be done before any thread is made: the agent gives up what it won't need.
@@ -69,6 +70,13 @@ pub async fn run(command: Command, levels: Levels) -> anyhow::Result<ExitCode> {
                 signals.ended().await;
             }
             Ok(ExitCode::SUCCESS)
+        }
+        Command::Recordings {
+            command: RecordingsCommand::Verify { files },
+        } => {
+            let all_whole =
+                task::spawn_blocking(move || recording::report::verify_all(&files, &mut io::stdout())).await??;
+            Ok(ExitCode::from(u8::from(!all_whole)))
         }
         Command::Gate { timeout } => {
             gate::wait(|variable| std::env::var(variable).ok(), timeout).await?;

@@ -62,11 +62,28 @@ pub enum Command {
         #[arg(long)]
         stay: bool,
     },
+    /// Looks at recordings of exec and attach.
+    Recordings {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: RecordingsCommand,
+    },
     /// Waits until this pod's connections to the API server are intercepted: for an init container.
     Gate {
         /// How long to wait before it fails, in seconds.
         #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = seconds)]
         timeout: Duration,
+    },
+}
+
+/// What can be done with recordings.
+#[derive(Debug, Subcommand)]
+pub enum RecordingsCommand {
+    /// Says of each whether it is as it was written, and whether its end is there.
+    Verify {
+        /// The recordings.
+        #[arg(value_name = "FILE", required = true)]
+        files: Vec<PathBuf>,
     },
 }
 
@@ -100,6 +117,9 @@ pub struct AgentOptions {
     /// nothing, and `RUST_LOG` holds.
     #[arg(long, value_name = "PATH")]
     pub log_level_file: Option<PathBuf>,
+    /// Where to keep recordings of exec and attach, a file for each. Sessions that ask for it are recorded.
+    #[arg(long, value_name = "DIR")]
+    pub recordings: Option<PathBuf>,
     /// This node's name: for the audit log and, without `--sessions`, for finding its pods.
     #[arg(
         long,

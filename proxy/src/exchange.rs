@@ -208,6 +208,12 @@ impl Exchange {
         let _ = self.caller.set((user, text));
     }
 
+    /// Who the caller proved to be.
+    #[must_use]
+    pub fn caller(&self) -> Option<&str> {
+        self.caller.get().map(|(user, _)| user.name())
+    }
+
     /// Whom it acts as, where that isn't for the session to say.
     pub fn acts_as(&self, user: Arc<User>) {
         let _ = self.acts_as.set(user);

@@ -6,7 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version, header, request::Parts};
 use http_body::Body;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
@@ -19,8 +19,13 @@ use crate::{
     exchange::{Exchange, Opening},
     identity::{self, ActsAs},
     limits::{Limits, load::Place, memory::Pressure},
-    metrics::{Completion, Limit, Metrics},
+    metrics::{Completion, Limit, Metrics, RecordingFailure},
     pod::{ClientAddr, EnrolledPod, OriginalDst},
+    recording::{
+        about::{About, Asked, Target},
+        policy,
+        recorder::{Recording, Recordings},
+    },
     request_info::RequestInfo,
     sessions::{live::LiveSession, store::SessionLookup},
     status::Refusal,
@@ -48,6 +53,8 @@ pub struct Forwarder {
     pub limits: Limits,
     /// How the agent's memory stands.
     pub pressure: Arc<Pressure>,
+    /// Where streams are recorded.
+    pub recordings: Recordings,
 }
 
 /// The connection that a request came on, as the kernel vouched for it.
@@ -179,6 +186,7 @@ impl Forwarder {
         if session.spec.refuse.refuse(exchange.reading(), upgrade.is_some()) {
             return Err(Refusal::NotGranted);
         }
+        let recorded = policy::judge(session.spec.recording, exchange.reading(), upgrade.is_some())?.map(Box::new);
         let is_websocket = upgrade.as_ref().is_some_and(Upgrade::is_websocket);
         let acting = match &session.prover {
             // Boxed, as all is here that few requests need: a request's future is moved about, and held by every watch.
@@ -216,6 +224,14 @@ impl Forwarder {
         let audit_id = exchange.audit_id().hyphenated().encode_lower(&mut audit_id);
         let audit_id = HeaderValue::from_str(audit_id).map_err(|_| Refusal::Internal)?;
         head.headers.insert(AUDIT_ID, audit_id);
+        let recording = match (&upgrade, recorded) {
+            (Some(upgrade), Some(target)) => {
+                let acts_as = acts_as.map(ActsAs::name);
+                let begun = self.begin_recording(&session, origin, upgrade, &mut head, *target, acts_as, exchange);
+                Box::pin(begun).await?.map(Box::new)
+            }
+            _ => None,
+        };
         if let Some(upgrade) = &upgrade {
             upgrade.ask(&mut head.headers);
         }
@@ -225,7 +241,7 @@ impl Forwarder {
 
         let answered = async {
             match upgrade {
-                Some(upgrade) => Box::pin(self.upgrade(&session, upgrade, request, exchange)).await,
+                Some(upgrade) => Box::pin(self.upgrade(&session, upgrade, request, recording, exchange)).await,
                 None => self.send(&session, request, exchange).await,
             }
         };
@@ -266,11 +282,59 @@ impl Forwarder {
         Ok(acts_as.map_or(Acting::Nobody, Acting::Caller))
     }
 
+    /// Begins the recording of a stream before it is asked for: what must be recorded and can't be takes no effect.
+    #[expect(clippy::too_many_arguments, reason = "who, where and what: it is all written down")]
+    async fn begin_recording(
+        &self,
+        session: &LiveSession,
+        origin: &Origin,
+        upgrade: &Upgrade,
+        head: &mut Parts,
+        target: Target,
+        acts_as: Option<&str>,
+        exchange: &Exchange,
+    ) -> Result<Option<Recording>, Refusal> {
+        let Some(terms) = session.spec.recording else {
+            return Ok(None);
+        };
+        if !upgrade.ask_for_what_can_be_recorded(&mut head.headers, target.is_forward()) {
+            self.metrics.recording().failed(RecordingFailure::Protocol);
+            return if terms.required {
+                Err(Refusal::NotRecordable)
+            } else {
+                Ok(None)
+            };
+        }
+        let about = About {
+            audit_id: exchange.audit_id().to_string(),
+            session: session.id.to_string(),
+            node: self.node.to_string(),
+            pod: origin.pod.wanted.name.to_string(),
+            user: exchange.caller().map(str::to_owned),
+            impersonated_user: acts_as.map(str::to_owned),
+            target,
+            asked: Asked::of(head.uri.query().unwrap_or_default()),
+            records_stdin: terms.stdin,
+        };
+        match self.recordings.begin(about, terms).await {
+            Ok(recording) => Ok(Some(recording)),
+            Err(error) => {
+                tracing::error!(session = %session.id, required = terms.required, %error, "a stream can't be recorded");
+                if terms.required {
+                    Err(Refusal::RecordingUnavailable)
+                } else {
+                    Ok(None)
+                }
+            }
+        }
+    }
+
     async fn upgrade(
         &self,
         session: &Arc<LiveSession>,
         upgrade: Upgrade,
         request: Request<RequestBody>,
+        recording: Option<Box<Recording>>,
         exchange: &Arc<Exchange>,
     ) -> Result<Response<ResponseBody>, Refusal> {
         let answer = session
@@ -279,7 +343,8 @@ impl Forwarder {
             .await
             .map_err(|error| self.unreachable(session, &error))?;
         if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
-            return upgrade.switch(answer, session, Arc::clone(exchange), &self.streams);
+            let recording = recording.map(|recording| *recording);
+            return upgrade.switch(answer, session, Arc::clone(exchange), &self.streams, recording);
         }
         Ok(pass_on(answer.map(crate::upstream::UpstreamBody::unpooled), session))
     }

@@ -9,6 +9,7 @@ mod handshake;
 mod heads;
 mod kernel;
 mod pipe;
+mod recorded;
 mod sessions;
 mod stream;
 mod target;
@@ -17,7 +18,7 @@ mod target;
 pub type Property = fn(&[u8]);
 
 /// Each by the name of its fuzz target and of its corpus.
-pub const PROPERTIES: [(&str, Property); 11] = [
+pub const PROPERTIES: [(&str, Property); 12] = [
     ("request_head", heads::request),
     ("answer_head", heads::answer),
     ("request_stream", stream::holds),
@@ -29,6 +30,7 @@ pub const PROPERTIES: [(&str, Property); 11] = [
     ("flow_record", kernel::flow),
     ("socket_diag", kernel::diag),
     ("upgrade", pipe::holds),
+    ("recorded_stream", recorded::holds),
 ];
 
 /// Holds one of them against some bytes.

@@ -56,6 +56,8 @@ pub mod upstream;
 
 pub mod upgrade;
 
+pub mod recording;
+
 pub mod body;
 
 pub mod status;

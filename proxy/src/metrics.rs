@@ -4,6 +4,7 @@
 mod audit;
 mod collect;
 mod labels;
+mod recording;
 mod timing;
 
 use std::{fmt, time::Duration};
@@ -28,6 +29,7 @@ pub use self::{
     audit::AuditSink,
     collect::{register_counts, register_gauge, register_gauges},
     labels::{Followed, Limit, ProofOf, ProofOutcome, Watched, Written},
+    recording::{RecordingCounts, RecordingFailure},
     timing::Handshake,
 };
 use crate::{clock::Clock, status::Refusal};
@@ -55,6 +57,7 @@ pub struct Metrics {
     status_writes: Family<WrittenLabels, Counter>,
     events: Family<WrittenLabels, Counter>,
     limit_hits: Family<LimitLabels, Counter>,
+    recording: RecordingCounts,
 }
 
 /// How one watch fares.
@@ -116,6 +119,7 @@ impl Metrics {
             status_writes: Family::default(),
             events: Family::default(),
             limit_hits: Family::default(),
+            recording: RecordingCounts::default(),
         }
     }
 
@@ -191,6 +195,7 @@ impl Metrics {
             "Connections and requests that were refused or ended because of a limit",
             metrics.limit_hits.clone(),
         );
+        metrics.recording.register(registry);
         metrics.begin_at_zero();
         whole
     }
@@ -274,6 +279,12 @@ impl Metrics {
     #[must_use]
     pub fn limit_hits(&self, limit: Limit) -> u64 {
         self.limit_hits.get_or_create(&LimitLabels { limit }).get()
+    }
+
+    /// What is counted of recordings.
+    #[must_use]
+    pub fn recording(&self) -> &RecordingCounts {
+        &self.recording
     }
 
     /// The counter that whoever follows such a file counts failures in.
@@ -405,6 +416,8 @@ mod tests {
             r#"understudy_reload_failures_total{file="upstream-ca"} 0"#,
             r#"understudy_limit_hits_total{limit="connections-per-pod"} 1"#,
             r#"understudy_limit_hits_total{limit="memory"} 0"#,
+            r#"understudy_recording_failures_total{cause="write"} 0"#,
+            "understudy_recordings_open 0",
             "understudy_streams 1",
             "# TYPE process_open_fds gauge",
             "# TYPE process_max_fds gauge",

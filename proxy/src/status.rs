@@ -71,11 +71,15 @@ pub enum Refusal {
     TooManyRequests,
     /// The request can't be written to the audit log.
     AuditUnavailable,
+    /// The session's streams must be recorded, and this one can't be as it is asked for.
+    NotRecordable,
+    /// The session's streams must be recorded, and nothing can be at the moment.
+    RecordingUnavailable,
 }
 
 impl Refusal {
     /// All of them, as the tables of metrics and tests need.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 32] = [
         Self::PlainHttp,
         Self::BadRequest,
         Self::HeadTooLarge,
@@ -106,6 +110,8 @@ impl Refusal {
         Self::OtherPodsToken,
         Self::TooManyRequests,
         Self::AuditUnavailable,
+        Self::NotRecordable,
+        Self::RecordingUnavailable,
     ];
 
     /// Its name in metrics and the audit log. It doesn't change between releases.
@@ -142,6 +148,8 @@ impl Refusal {
             Self::OtherPodsToken => "other-pods-token",
             Self::TooManyRequests => "too-many-requests",
             Self::AuditUnavailable => "audit-unavailable",
+            Self::NotRecordable => "not-recordable",
+            Self::RecordingUnavailable => "recording-unavailable",
         }
     }
 
@@ -162,6 +170,7 @@ impl Refusal {
             | Self::SessionInvalid
             | Self::NotGranted
             | Self::ImpersonationForbidden
+            | Self::NotRecordable
             | Self::OtherPodsToken => StatusCode::FORBIDDEN,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::Overloaded | Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
@@ -172,6 +181,7 @@ impl Refusal {
             | Self::SessionUnknown
             | Self::Draining
             | Self::ProofUnavailable
+            | Self::RecordingUnavailable
             | Self::AuditUnavailable => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
@@ -260,6 +270,12 @@ impl Refusal {
             Self::AuditUnavailable => {
                 "understudy: the request cannot be written to the audit log, so nothing was sent; try again"
             }
+            Self::NotRecordable => {
+                "understudy: this pod's session is recorded, and this request could go unrecorded; use exec, attach or port-forward of a pod, as kubectl does"
+            }
+            Self::RecordingUnavailable => {
+                "understudy: this pod's session is recorded, and that is not possible at the moment; nothing was sent; the agent's log on this node says why"
+            }
         }
     }
 
@@ -272,6 +288,7 @@ impl Refusal {
                 | Self::ProofUnavailable
                 | Self::TooManyRequests
                 | Self::AuditUnavailable
+                | Self::RecordingUnavailable
         );
         can_help.then_some(RETRY_AFTER)
     }
@@ -350,6 +367,7 @@ mod tests {
     #[case(Refusal::OtherPodsToken, 403, "Forbidden", "other-pods-token")]
     #[case(Refusal::ImpersonationForbidden, 403, "Forbidden", "impersonation-forbidden")]
     #[case(Refusal::Uncarriable, 422, "Invalid", "uncarriable")]
+    #[case(Refusal::NotRecordable, 403, "Forbidden", "not-recordable")]
     fn answers(#[case] refusal: Refusal, #[case] code: u16, #[case] reason: &str, #[case] name: &str) {
         assert_eq!(refusal.as_str(), name);
         let (head, body) = refusal.response().into_parts();
@@ -370,6 +388,7 @@ mod tests {
     #[case(Refusal::ProofUnavailable, 503, "ServiceUnavailable")]
     #[case(Refusal::TooManyRequests, 429, "TooManyRequests")]
     #[case(Refusal::AuditUnavailable, 503, "ServiceUnavailable")]
+    #[case(Refusal::RecordingUnavailable, 503, "ServiceUnavailable")]
     fn asks_to_come_back(#[case] refusal: Refusal, #[case] code: u16, #[case] reason: &str) {
         let (head, body) = refusal.response().into_parts();
         assert_eq!(

@@ -1,7 +1,7 @@
 //! Upgrades: exec, attach and port-forward over WebSocket or SPDY/3.1.
 //!
 //! The protocol is not looked into here. Both sides become byte streams, and bytes pass as they come, each
-//! direction closed on its own, until both are or the session ends.
+//! direction closed on its own, until both are or the session ends. Where the session is recorded, they pass its taps.
 
 use std::{
     io,
@@ -24,6 +24,12 @@ use crate::{
     body::{ResponseBody, client::ClientBody},
     exchange::Exchange,
     identity,
+    recording::{
+        cast::End,
+        ports::Carrier,
+        recorder::{Form, Recording, Running},
+        stream::{Framing, Side},
+    },
     sessions::live::LiveSession,
     status::Refusal,
 };
@@ -109,22 +115,56 @@ impl Upgrade {
         self.protocol == Protocol::WebSocket
     }
 
+    /// Whether whatever may come of it can be recorded, by what a stripped request offers. Nothing is compressed that
+    /// isn't asked to be, so that is taken off.
+    pub fn ask_for_what_can_be_recorded(&self, headers: &mut HeaderMap, is_forward: bool) -> bool {
+        headers.remove(header::SEC_WEBSOCKET_EXTENSIONS);
+        if self.protocol == Protocol::Spdy {
+            return true;
+        }
+        let mut offers = identity::list_members(headers, &header::SEC_WEBSOCKET_PROTOCOL).peekable();
+        // Without a sub-protocol, a port-forward is of a form of its own.
+        let has_offers = offers.peek().is_some() || !is_forward;
+        has_offers && offers.all(|name| form_of(name, is_forward).is_some())
+    }
+
+    /// How the stream is read, by the head of the 101.
+    fn form(&self, headers: &HeaderMap, is_forward: bool) -> Option<Form> {
+        if self.protocol == Protocol::Spdy {
+            return Some(if is_forward {
+                Form::Ports(Carrier::Spdy)
+            } else {
+                Form::Channels(Framing::Spdy)
+            });
+        }
+        if headers.contains_key(header::SEC_WEBSOCKET_EXTENSIONS) {
+            return None;
+        }
+        let mut agreed = identity::list_members(headers, &header::SEC_WEBSOCKET_PROTOCOL);
+        match (agreed.next(), agreed.next()) {
+            (name, None) => form_of(name.unwrap_or_default(), is_forward),
+            _ => None,
+        }
+    }
+
     /// Puts the wish on a request that has been stripped and dressed.
     pub fn ask(&self, headers: &mut HeaderMap) {
         headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
         headers.insert(header::UPGRADE, HeaderValue::from_static(self.protocol.name()));
     }
 
-    /// Hands the upstream's 101 to the client and joins the two byte streams.
+    /// Hands the upstream's 101 to the client and joins the two byte streams, and starts the recording where there is
+    /// to be one.
     ///
     /// # Errors
-    /// If the upstream switched to another protocol than was asked for.
+    /// If the upstream switched to another protocol than was asked for, or to one that must be recorded and can't be.
     pub fn switch(
         self,
         mut answer: Response<Incoming>,
         session: &LiveSession,
         exchange: Arc<Exchange>,
         streams: &TaskTracker,
+        recording: Option<Recording>,
     ) -> Result<Response<ResponseBody>, Refusal> {
         let switched = identity::list_members(answer.headers(), &header::UPGRADE)
             .next()
@@ -133,6 +173,14 @@ impl Upgrade {
             tracing::error!(session = %session.id, "the upstream switched to a protocol that wasn't asked for");
             return Err(Refusal::UpstreamFailed);
         }
+        let started = recording.map(|recording| {
+            let form = self.form(answer.headers(), recording.is_forward());
+            recording.start(form, streams)
+        });
+        let recording = match started {
+            None => None,
+            Some(started) => started.map_err(|_| Refusal::NotRecordable)?,
+        };
         let upstream = hyper::upgrade::on(&mut answer);
         let mut headers = std::mem::take(answer.headers_mut());
         identity::strip_response(&mut headers);
@@ -142,14 +190,24 @@ impl Upgrade {
         let id = session.id.clone();
         let client = self.client;
         streams.spawn(async move {
-            tokio::select! {
-                piped = pipe(client, upstream, &exchange) => if let Err(error) = piped {
-                    tracing::debug!(session = %id, %error, "an upgraded stream broke off");
-                    exchange.cut_short();
+            let end = tokio::select! {
+                piped = pipe(client, upstream, &exchange, recording.as_ref()) => match piped {
+                    Ok(()) => End::Closed,
+                    Err(error) => {
+                        tracing::debug!(session = %id, %error, "an upgraded stream broke off");
+                        End::CutShort
+                    }
                 },
-                () = ended.cancelled() => exchange.cut_short(),
-                () = exchange.pod().gone.cancelled() => exchange.cut_short(),
-                () = exchange.pod().load.shed.notified() => exchange.cut_short(),
+                () = forbidden(recording.as_ref()) => End::BrokenOff,
+                () = ended.cancelled() => End::CutShort,
+                () = exchange.pod().gone.cancelled() => End::CutShort,
+                () = exchange.pod().load.shed.notified() => End::CutShort,
+            };
+            if end != End::Closed {
+                exchange.cut_short();
+            }
+            if let Some(recording) = recording {
+                recording.end(end);
             }
         });
         let mut response = Response::new(ResponseBody::ours(Bytes::new()));
@@ -171,16 +229,45 @@ enum PipeError {
 }
 
 /// Carries bytes both ways. What either peer sent right behind its head comes once and first.
-async fn pipe(client: Takeover, upstream: OnUpgrade, exchange: &Exchange) -> Result<(), PipeError> {
+async fn pipe(
+    client: Takeover,
+    upstream: OnUpgrade,
+    exchange: &Exchange,
+    recording: Option<&Running>,
+) -> Result<(), PipeError> {
     let (client, upstream) = (client.await?, upstream.await?);
-    join(
-        client,
-        TokioIo::new(upstream),
-        |read| exchange.count_request_bytes(read),
-        |read| exchange.count_response_bytes(read),
-    )
-    .await?;
+    let upstream = TokioIo::new(upstream);
+    let up = |read| exchange.count_request_bytes(read);
+    let down = |read| exchange.count_response_bytes(read);
+    match recording {
+        None => join(client, upstream, up, down).await?,
+        // Boxed, as few streams are recorded.
+        Some(recording) => {
+            let (client, upstream) = (
+                recording.tap(Side::Client, client),
+                recording.tap(Side::Server, upstream),
+            );
+            Box::pin(join(client, upstream, up, down)).await?;
+        }
+    }
     Ok(())
+}
+
+/// How a WebSocket of a sub-protocol is read.
+fn form_of(subprotocol: &[u8], is_forward: bool) -> Option<Form> {
+    if is_forward {
+        Carrier::of_subprotocol(subprotocol).map(Form::Ports)
+    } else {
+        Framing::of_subprotocol(subprotocol).map(Form::Channels)
+    }
+}
+
+/// Resolves when a stream has to end because it isn't recorded any further.
+async fn forbidden(recording: Option<&Running>) {
+    match recording {
+        Some(recording) => recording.forbids().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Carries bytes both ways until both ends have closed, and tells how many come from each.

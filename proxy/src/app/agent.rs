@@ -45,6 +45,7 @@ use crate::{
     },
     metrics::{Followed, Metrics},
     pod::Inbound,
+    recording::recorder::Recordings,
     sessions::store::Store,
     trust::{
         ServedNames,
@@ -105,6 +106,7 @@ impl Agent {
         let certificate = serving_certificate(&options, around, &clock, &metrics, certificate_ready).await?;
         let outside = listen_outside(&options.listen)?;
         let audit = audit_log(&options, &readiness, &clock, &metrics).await?;
+        let recordings = recordings(&options, &clock, &metrics).await?;
 
         let outfit = cluster.outfit(&options, &dials, &clock, &metrics);
         let (mut store, lookup, wanted) = Store::new(outfit, clock.clone());
@@ -138,14 +140,8 @@ impl Agent {
         }
         tokio::spawn(report_pods(enrolment.pods.clone(), pods_ready));
         tokio::spawn(report_token(cluster.own_token, token_ready));
-        teller.start(
-            &options,
-            wanted,
-            enrolment.pods.clone(),
-            lookup.clone(),
-            clock.clone(),
-            &metrics,
-        );
+        let pods = enrolment.pods.clone();
+        teller.start(&options, wanted, pods, lookup.clone(), clock.clone(), &metrics);
 
         let (connections, streams) = (TaskTracker::new(), TaskTracker::new());
         let pressure = watch_memory(&options.limits, &metrics);
@@ -159,6 +155,7 @@ impl Agent {
                 streams: streams.clone(),
                 limits: options.limits.clone(),
                 pressure,
+                recordings,
             }),
             tls,
             asking_tls,
@@ -231,6 +228,13 @@ impl Agent {
         }
         self.stop_admin.cancel();
     }
+}
+
+async fn recordings(options: &AgentOptions, clock: &Clock, metrics: &Metrics) -> anyhow::Result<Recordings> {
+    Ok(match &options.recordings {
+        Some(directory) => Recordings::open(directory.clone(), clock.clone(), metrics).await?,
+        None => Recordings::nowhere(metrics),
+    })
 }
 
 fn watch_memory(limits: &Limits, metrics: &Metrics) -> Arc<Pressure> {

@@ -55,6 +55,8 @@ pub(super) struct SpecManifest {
     pub(super) tell_session: Option<bool>,
     pub(super) caller_identity: Option<CallerIdentityManifest>,
     pub(super) require_pod_token: Option<bool>,
+    pub(super) recording: Option<String>,
+    pub(super) record_stdin: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

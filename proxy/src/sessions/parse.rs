@@ -22,6 +22,7 @@ use crate::{
     credentials::BearerToken,
     identity::ActsAs,
     pod::is_dns1123_subdomain,
+    recording::policy::Terms,
     trust::{roots::CaBundle, unverified::Unverified},
     upstream::target::Target,
 };
@@ -58,6 +59,7 @@ pub(super) fn spec(written: serde_json::Value, form: Form, policy: Policy) -> Re
         .map(|text| duration::parse("spec.idleTimeout", text))
         .transpose()?;
     let tell_session = manifest.tell_session.unwrap_or_default();
+    let recording = recording(&manifest)?;
     let method = method(&manifest, form, policy)?;
     if tell_session && matches!(method, AuthMethod::ServiceAccountToken(..)) {
         return Err(SpecError::Conflict {
@@ -72,6 +74,7 @@ pub(super) fn spec(written: serde_json::Value, form: Form, policy: Policy) -> Re
         refuse: RequestRules::parse(manifest.refuse)?,
         tell_session,
         require_pod_token: manifest.require_pod_token.unwrap_or_default(),
+        recording,
     })
 }
 
@@ -174,6 +177,25 @@ fn method(manifest: &SpecManifest, form: Form, policy: Policy) -> Result<AuthMet
         other if other.len() > 32 => Err(SpecError::UnknownMethod("...".to_owned())),
         other => Err(SpecError::UnknownMethod(other.to_owned())),
     }
+}
+
+fn recording(manifest: &SpecManifest) -> Result<Option<Terms>, SpecError> {
+    let stdin = manifest.record_stdin.unwrap_or_default();
+    let required = match manifest.recording.as_deref() {
+        None | Some("none") if stdin => {
+            return Err(SpecError::Conflict {
+                field: "spec.recordStdin",
+                with: "spec.recording none",
+            });
+        }
+        None | Some("none") => return Ok(None),
+        Some("best-effort") => false,
+        Some("required") => true,
+        // A long one may be a token in the wrong place.
+        Some(other) if other.len() > 32 => return Err(SpecError::UnknownRecording("...".to_owned())),
+        Some(other) => return Err(SpecError::UnknownRecording(other.to_owned())),
+    };
+    Ok(Some(Terms { required, stdin }))
 }
 
 /// The agent's own token goes to the pinned API server and nowhere else (invariant 3), and no other with it.

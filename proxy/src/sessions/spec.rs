@@ -13,6 +13,7 @@ use crate::{
     caller::authorities::SignerBundle,
     credentials::BearerToken,
     identity::{ActsAs, ActsAsError},
+    recording::policy::Terms,
     trust::{TrustError, roots::CaBundle, unverified::Unverified},
     upstream::{
         roots::Roots,
@@ -42,6 +43,8 @@ pub struct SessionSpec {
     pub tell_session: bool,
     /// Whether each request has to show a token that was made for the very pod that it comes from.
     pub require_pod_token: bool,
+    /// How what it execs and attaches to is recorded, where it is.
+    pub recording: Option<Terms>,
 }
 
 /// The design's table of methods.
@@ -196,6 +199,9 @@ pub enum SpecError {
         /// What it says.
         value: String,
     },
+    /// Not a way to record.
+    #[error("spec.recording {0:?} is unknown: use \"none\", \"best-effort\" or \"required\"")]
+    UnknownRecording(String),
     /// A rule names a verb that there isn't.
     #[error(
         "spec.refuse.verbs {0:?} is unknown: use get, list, watch, create, update, patch, delete, deletecollection or \"*\""
@@ -313,6 +319,7 @@ impl SessionSpec {
             && self.refuse == other.refuse
             && self.tell_session == other.tell_session
             && self.require_pod_token == other.require_pod_token
+            && self.recording == other.recording
     }
 }
 

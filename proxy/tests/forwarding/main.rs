@@ -29,6 +29,7 @@ mod limits;
 mod lines;
 mod nested;
 mod pooling;
+mod recording;
 mod refusals;
 mod servers;
 mod upgrades;

@@ -3,7 +3,7 @@
 use std::{
     convert::Infallible,
     net::SocketAddr,
-    path::Path,
+    path::{Path, PathBuf},
     pin::Pin,
     sync::{
         Arc, Mutex,
@@ -46,6 +46,7 @@ use understudy::{
     limits::{Limits, load::Load},
     metrics::Metrics,
     pod::{CgroupId, ClientAddr, EnrolledPod, Inbound, OriginalDst, WantedPod},
+    recording::recorder::Recordings,
     sessions::{
         Declared,
         live::Credential,
@@ -81,6 +82,8 @@ pub(crate) struct Terms {
     pub(crate) spec: serde_json::Value,
     pub(crate) limits: Limits,
     pub(crate) allow_plain_http: bool,
+    /// Where to record.
+    pub(crate) recordings: Option<PathBuf>,
     pub(crate) audit_policy: audit::Policy,
     pub(crate) audit_bodies: audit::BodyTerms,
 }
@@ -96,6 +99,7 @@ impl Default for Terms {
             }),
             limits: Limits::default(),
             allow_plain_http: false,
+            recordings: None,
             audit_policy: audit::Policy::default(),
             audit_bodies: audit::BodyTerms::default(),
         }
@@ -277,6 +281,10 @@ impl Stage {
                 streams: TaskTracker::new(),
                 limits: terms.limits.clone(),
                 pressure: Arc::default(),
+                recordings: match terms.recordings {
+                    Some(directory) => Recordings::open(directory, Clock::system(), &metrics).await.unwrap(),
+                    None => Recordings::nowhere(&metrics),
+                },
             }),
             tls: server_config(certificate.clone()).unwrap(),
             asking_tls: asking_server_config(certificate).unwrap(),

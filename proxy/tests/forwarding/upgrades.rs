@@ -37,6 +37,15 @@ where
     F: FnOnce(tokio_rustls::server::TlsStream<tokio::net::TcpStream>) -> R + Send + 'static,
     R: Future<Output = ()> + Send,
 {
+    raw_under(Terms::default(), script).await
+}
+
+/// The same, on other terms.
+pub(crate) async fn raw_under<F, R>(terms: Terms, script: F) -> (Stage, tokio::task::JoinHandle<()>)
+where
+    F: FnOnce(tokio_rustls::server::TlsStream<tokio::net::TcpStream>) -> R + Send + 'static,
+    R: Future<Output = ()> + Send,
+{
     let directory = tempfile::tempdir().unwrap();
     let acceptor = TlsAcceptor::from(Arc::new(upstream_tls(directory.path(), &["http/1.1"])));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -45,13 +54,10 @@ where
         let (stream, _) = listener.accept().await.unwrap();
         script(acceptor.accept(stream).await.unwrap()).await;
     });
-    (
-        Stage::before(directory, address, Terms::default(), Arc::default()).await,
-        played,
-    )
+    (Stage::before(directory, address, terms, Arc::default()).await, played)
 }
 
-async fn write(io: &mut (impl AsyncWrite + Unpin), bytes: impl AsRef<[u8]>) {
+pub(crate) async fn write(io: &mut (impl AsyncWrite + Unpin), bytes: impl AsRef<[u8]>) {
     io.write_all(bytes.as_ref()).await.unwrap();
     io.flush().await.unwrap();
 }

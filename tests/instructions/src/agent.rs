@@ -27,6 +27,7 @@ use understudy::{
     limits::{Limits, load::Load},
     metrics::Metrics,
     pod::{CgroupId, ClientAddr, EnrolledPod, Inbound, OriginalDst, WantedPod},
+    recording::recorder::Recordings,
     sessions::{
         Declared,
         live::Credential,
@@ -136,6 +137,7 @@ pub(crate) async fn run(directory: &Path, server: &str) -> Result<()> {
             streams: TaskTracker::new(),
             limits: limits.clone(),
             pressure: Arc::default(),
+            recordings: Recordings::nowhere(&metrics),
         }),
         tls: server_config(certificate.clone())?,
         asking_tls: asking_server_config(certificate)?,

@@ -44,13 +44,13 @@ pub fn kubectl() -> Result<PathBuf> {
     }
 }
 
-/// A python that has the `kubernetes` client.
+/// A python that has the `kubernetes` client and asciinema.
 ///
 /// # Errors
 /// The variable is not set.
 pub fn python() -> Result<PathBuf> {
     named("UNDERSTUDY_PYTHON")?.context(
-        "UNDERSTUDY_PYTHON is not set: name a python3 that has the `kubernetes` package (`cargo xtask test` does)",
+        "UNDERSTUDY_PYTHON is not set: name a python3 that has the packages `kubernetes` and `asciinema` (`cargo xtask test` does)",
     )
 }
 

@@ -20,6 +20,7 @@ mod logging;
 mod metrics;
 mod node_in_a_box;
 mod proofs;
+mod recording;
 mod refusals;
 mod scale;
 mod secrets;

@@ -1,5 +1,5 @@
-//! The clients that the demo and the tests run inside pods: kubectl, Python's `kubernetes` and curl; and the
-//! programs that build the box they run in.
+//! The clients that the demo and the tests run inside pods: kubectl, Python's `kubernetes` and curl; the programs that
+//! build the box they run in; and asciinema, which plays what was recorded there.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ const PYTHON_PINS: &str = include_str!("../../python/requirements.txt");
 pub(crate) struct Clients {
     /// A kubectl that is recent enough.
     pub(crate) kubectl: PathBuf,
-    /// A Python that can `import kubernetes`.
+    /// A Python that can `import kubernetes` and `import asciinema`.
     pub(crate) python: PathBuf,
 }
 
@@ -35,6 +35,7 @@ pub(crate) struct Clients {
 pub(crate) fn clients() -> Result<Clients> {
     programs()?;
     let python = python()?;
+    asciinema(&python)?;
     let kubectl = kubectl()?;
     Ok(Clients { kubectl, python })
 }
@@ -54,6 +55,14 @@ pub(super) fn is_here(program: &str) -> bool {
         || ["/usr/sbin", "/sbin"]
             .iter()
             .any(|dir| is_executable(&Path::new(dir).join(program)))
+}
+
+fn asciinema(python: &Path) -> Result<()> {
+    if probe(Command::new(python).args(["-c", "import asciinema"])).is_some() {
+        return Ok(());
+    }
+    progress("bringing asciinema into target/python");
+    pip_install("asciinema.txt", &[])
 }
 
 /// Makes sure that our Python can `import helm_python`.

@@ -58,6 +58,11 @@ pub(super) fn spec() -> Value {
             "tellSession goes with authMethod gateway-kubernetes-auth or caller-identity only",
         ),
         (
+            "!has(self.recordStdin) || !self.recordStdin || (has(self.recording) && self.recording != 'none')"
+                .to_owned(),
+            "recordStdin goes with recording best-effort or required only",
+        ),
+        (
             format!("!has(self.callerIdentity) || {CALLER}"),
             "callerIdentity goes with authMethod caller-identity only",
         ),

@@ -147,4 +147,5 @@ fn other_refusals_are_another_way_to_act() {
     assert!(plain.acts_like(&spec(json!({"idleTimeout": "5m", "expiresAt": "2030-01-01T00:00:00Z"}))));
     assert!(!plain.acts_like(&spec(json!({"refuse": []}))));
     assert!(!plain.acts_like(&spec(json!({"tellSession": true}))));
+    assert!(!plain.acts_like(&spec(json!({"recording": "best-effort"}))));
 }
