@@ -4,6 +4,7 @@ mod agent;
 mod certificate;
 pub mod confine;
 mod intercept;
+mod operate;
 mod outfit;
 mod report;
 mod source;
@@ -23,7 +24,7 @@ use self::agent::Agent;
 use crate::{
     check,
     cli::{AgentOptions, CheckOptions, Command, LogFormat, Output},
-    clock, gate, handover, kernel, sessions,
+    clock, gate, handover, kernel, operator, sessions, tools,
 };
 
 /// What has to be done before any thread is made: the agent gives up what it won't need.
@@ -54,6 +55,7 @@ pub async fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Agent(options) => run_agent(*options).await.map(|()| ExitCode::SUCCESS),
         Command::Check(options) => run_check(&options).await,
+        Command::Tool(tool) => Ok(tools::run(tool).await),
         Command::Crd => {
             io::stdout().write_all(sessions::resource::definition()?.as_bytes())?;
             Ok(ExitCode::SUCCESS)
@@ -61,6 +63,7 @@ pub async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Uninstall { pin_dir, run_dir, stay } => {
             let signals = Signals::new()?;
             kernel::uninstall(&pin_dir)?;
+            operator::remove(&run_dir)?;
             handover::remove(&run_dir)?;
             if stay {
                 tracing::info!("nothing of Understudy's is left in this node's kernel; staying until SIGTERM");

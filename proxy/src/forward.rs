@@ -18,7 +18,7 @@ use crate::{
     exchange::{Exchange, Opening},
     identity::{self, ActsAs},
     limits::{Limits, load::Place, memory::Pressure},
-    metrics::{Completion, Limit, Metrics},
+    metrics::{Completion, Limit, Metrics, What},
     pod::{ClientAddr, EnrolledPod, OriginalDst},
     request_info::{Reading, RequestInfo},
     sessions::{live::LiveSession, store::SessionLookup},
@@ -120,7 +120,10 @@ impl Forwarder {
                 exchange.answered(answer.status());
                 answer.map(|body| body.counted(exchange))
             }
-            Err(refusal) => refuse(exchange, refusal, unread),
+            Err(refusal) => {
+                self.remember(origin, refusal);
+                refuse(exchange, refusal, unread)
+            }
         }
     }
 
@@ -142,7 +145,14 @@ impl Forwarder {
             session: session.as_deref().ok(),
             request,
         }));
+        self.remember(origin, refusal);
         refuse(exchange, refusal, closes)
+    }
+
+    /// For an operator who asks why.
+    fn remember(&self, origin: &Origin, refusal: Refusal) {
+        let (pod, now) = (&origin.pod.wanted.name, self.clock.now());
+        self.metrics.lately().refused(pod, What::Request, refusal.as_str(), now);
     }
 
     /// Refuses a request that the audit log has no room for; its loss is written down there when there is.

@@ -4,11 +4,10 @@
 
 use std::{process::ExitCode, time::Duration};
 
-use clap::Parser;
 use understudy::{app, cli::Cli};
 
 fn main() -> anyhow::Result<ExitCode> {
-    let cli = Cli::parse();
+    let cli = Cli::from_command_line(std::env::args_os());
     app::start_logging(cli.log_format);
     app::prepare(&cli.command)?;
     let runtime = app::runtime()?;

@@ -1,10 +1,11 @@
 //! What is counted, and the registry that `/metrics` is written from. Every label has a bounded set of values: nothing
-//! that a client says becomes one.
+//! that a client says becomes one. What each pod was refused last is kept beside ([`Lately`]), for those who ask why.
 
 mod collect;
 mod labels;
+mod lately;
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
@@ -21,6 +22,7 @@ use self::{
 pub use self::{
     collect::{register_counts, register_gauge, register_gauges},
     labels::{Followed, Limit, ProofOf, ProofOutcome, Watched, Written},
+    lately::{Lately, Refused, What},
 };
 use crate::{clock::Clock, status::Refusal};
 
@@ -47,6 +49,7 @@ pub struct Metrics {
     status_writes: Family<WrittenLabels, Counter>,
     events: Family<WrittenLabels, Counter>,
     limit_hits: Family<LimitLabels, Counter>,
+    lately: Arc<Lately>,
 }
 
 /// How one watch fares.
@@ -110,6 +113,7 @@ impl Metrics {
             status_writes: Family::default(),
             events: Family::default(),
             limit_hits: Family::default(),
+            lately: Arc::default(),
         }
     }
 
@@ -225,6 +229,12 @@ impl Metrics {
         };
         self.requests.get_or_create(&labels).inc();
         self.durations.observe(completion.duration.as_secs_f64());
+    }
+
+    /// What pods were refused last.
+    #[must_use]
+    pub fn lately(&self) -> &Lately {
+        &self.lately
     }
 
     /// Counts a stream until the guard is dropped.

@@ -117,6 +117,14 @@ impl ApiServer {
         Ok(command.arg("--kubeconfig").arg(kubeconfig).args(arguments))
     }
 
+    /// The administrator's kubeconfig, which leads past the agent from the node as well.
+    ///
+    /// # Errors
+    /// It can't be written.
+    pub fn kubeconfig(&self) -> Result<PathBuf> {
+        kubeconfig(&self.node)
+    }
+
     /// Now, in the order of its requests.
     ///
     /// # Errors
