@@ -5,6 +5,7 @@ mod audit;
 mod certificate;
 pub mod confine;
 mod intercept;
+mod operate;
 mod outfit;
 mod report;
 mod source;
@@ -26,7 +27,7 @@ use crate::{
     cli::{AgentOptions, CheckOptions, Command, Output, RecordingsCommand},
     clock, gate, handover, kernel,
     logging::{Levels, LevelsError},
-    recording, sessions,
+    operator, recording, sessions, tools,
 };
 
 /// What has to be done before any thread is made: the agent gives up what it won't need.
@@ -57,6 +58,7 @@ pub async fn run(command: Command, levels: Levels) -> anyhow::Result<ExitCode> {
     match command {
         Command::Agent(options) => run_agent(*options, levels).await.map(|()| ExitCode::SUCCESS),
         Command::Check(options) => run_check(&options).await,
+        Command::Tool(tool) => Ok(tools::run(tool).await),
         Command::Crd => {
             io::stdout().write_all(sessions::resource::definition()?.as_bytes())?;
             Ok(ExitCode::SUCCESS)
@@ -64,6 +66,7 @@ pub async fn run(command: Command, levels: Levels) -> anyhow::Result<ExitCode> {
         Command::Uninstall { pin_dir, run_dir, stay } => {
             let signals = Signals::new()?;
             kernel::uninstall(&pin_dir)?;
+            operator::remove(&run_dir)?;
             handover::remove(&run_dir)?;
             if stay {
                 tracing::info!("nothing of Understudy's is left in this node's kernel; staying until SIGTERM");

@@ -79,7 +79,7 @@ impl Caller {
 
 /// Why a caller isn't taken for who it says it is.
 #[derive(Debug, Clone, thiserror::Error)]
-enum Unproven {
+pub(crate) enum Unproven {
     /// What was shown isn't good.
     #[error("what was shown is not accepted")]
     Invalid,

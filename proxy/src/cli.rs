@@ -1,17 +1,19 @@
 //! The command line, parsed into types that can't be wrong.
 
 use std::{
+    ffi::OsString,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 
 use crate::{
     audit::{AuditFailure, Rotation, mask::Mask},
     limits::Limits,
     pod::SessionId,
+    tools::Tool,
 };
 
 /// Lends pods an identity for a session: a transparent proxy for the Kubernetes API server.
@@ -24,6 +26,27 @@ pub struct Cli {
     /// The form of the log on standard error. Its level is set by the variable `RUST_LOG`.
     #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
+}
+
+impl Cli {
+    /// What the command line says; ends the process where it can't be meant, and for `--help`. Called as
+    /// `kubectl-understudy`, it speaks of itself as kubectl's plugin.
+    pub fn from_command_line(words: impl IntoIterator<Item = OsString>) -> Self {
+        let mut words = words.into_iter().peekable();
+        let mut command = Self::command();
+        if words.peek().is_some_and(|word| is_plugin(Path::new(word))) {
+            command = command
+                .bin_name("kubectl understudy")
+                .display_name("kubectl understudy");
+        }
+        let matches = command.get_matches_from(words);
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    }
+}
+
+/// kubectl runs `kubectl understudy` as a program of that name on PATH.
+fn is_plugin(program: &Path) -> bool {
+    program.file_stem().is_some_and(|name| name == "kubectl-understudy")
 }
 
 /// The form of the log.
@@ -39,7 +62,7 @@ pub enum LogFormat {
 const PIN_DIR: &str = "/sys/fs/bpf/understudy";
 
 /// Where agents of a node find each other unless told otherwise.
-const RUN_DIR: &str = "/run/understudy";
+pub const RUN_DIR: &str = "/run/understudy";
 
 /// What the binary can do.
 #[derive(Debug, Subcommand)]
@@ -50,7 +73,7 @@ pub enum Command {
     Check(Box<CheckOptions>),
     /// Prints the definition of the Session resource as YAML, for `kubectl apply -f -`.
     Crd,
-    /// Removes everything that agents left on the node: programs, links, maps, pins, and the hand-over socket.
+    /// Removes everything that agents left on the node: programs, links, maps, pins, and the sockets in --run-dir.
     Uninstall {
         /// Where they are pinned.
         #[arg(long, value_name = "DIR", default_value = PIN_DIR)]
@@ -68,6 +91,9 @@ pub enum Command {
         #[command(subcommand)]
         command: RecordingsCommand,
     },
+    /// For operators, as the plugin of kubectl.
+    #[command(flatten)]
+    Tool(Tool),
     /// Waits until this pod's connections to the API server are intercepted: for an init container.
     Gate {
         /// How long to wait before it fails, in seconds.
@@ -110,6 +136,10 @@ pub struct AgentOptions {
     /// Where to serve /livez, /readyz and /metrics.
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:9902")]
     pub admin_address: SocketAddr,
+    /// Where operators may ask over TCP: a loopback address, to which the API server forwards a port. Who asks shows a token
+    /// that was made for this node's agent, of somebody who may get it. On the node they ask on a socket in --run-dir.
+    #[arg(long, value_name = "IP:PORT", value_parser = loopback)]
+    pub operator_address: Option<SocketAddr>,
     /// The audit log.
     #[command(flatten)]
     pub audit: AuditOptions,
@@ -353,6 +383,21 @@ impl TrustOptions {
     }
 }
 
+/// What is forwarded comes from there, and nobody else has to be able to dial it.
+fn loopback(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr = text
+        .parse()
+        .map_err(|_| "not an address and a port: write it as 127.0.0.1:9903".to_owned())?;
+    if address.ip().is_loopback() {
+        Ok(address)
+    } else {
+        Err(format!(
+            "{} is not a loopback address: use 127.0.0.1 or [::1]",
+            address.ip()
+        ))
+    }
+}
+
 fn seconds(text: &str) -> Result<Duration, std::num::ParseIntError> {
     text.parse().map(Duration::from_secs)
 }
@@ -366,6 +411,33 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn operators_are_answered_at_loopback_only() {
+        let parse = |address| {
+            let agent = ["understudy", "agent", "--sessions", "/s", "--operator-address", address];
+            Cli::try_parse_from(agent).map(drop).map_err(|error| error.to_string())
+        };
+        for good in ["127.0.0.1:9903", "[::1]:9903"] {
+            assert_eq!(parse(good), Ok(()));
+        }
+        for bad in ["0.0.0.0:9903", "192.0.2.1:9903", "[::]:9903"] {
+            assert!(parse(bad).unwrap_err().contains("not a loopback address"), "{bad}");
+        }
+        assert!(parse("9903").unwrap_err().contains("127.0.0.1:9903"));
+    }
+
+    #[test]
+    fn a_plugin_of_kubectl_is_told_by_its_name() {
+        for (program, expected) in [
+            ("kubectl-understudy", true),
+            ("/usr/local/bin/kubectl-understudy", true),
+            ("understudy", false),
+            ("/usr/bin/understudy", false),
+        ] {
+            assert_eq!(is_plugin(Path::new(program)), expected, "{program}");
+        }
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::{
     exchange::{Exchange, Opening},
     identity::{self, ActsAs},
     limits::{Limits, load::Place, memory::Pressure},
-    metrics::{Completion, Limit, Metrics, RecordingFailure},
+    metrics::{Completion, Limit, Metrics, RecordingFailure, What},
     pod::{ClientAddr, EnrolledPod, OriginalDst},
     recording::{
         about::{About, Asked, Target},
@@ -129,7 +129,10 @@ impl Forwarder {
                 exchange.passes_on(answer.status(), answer.headers());
                 answer.map(|body| body.counted(exchange))
             }
-            Err(refusal) => refuse(exchange, refusal, unread),
+            Err(refusal) => {
+                self.remember(origin, refusal);
+                refuse(exchange, refusal, unread)
+            }
         }
     }
 
@@ -152,7 +155,14 @@ impl Forwarder {
             request,
             reading: RequestInfo::parse(request.method(), request.uri()),
         }));
+        self.remember(origin, refusal);
         refuse(exchange, refusal, closes)
+    }
+
+    /// For an operator who asks why.
+    fn remember(&self, origin: &Origin, refusal: Refusal) {
+        let (pod, now) = (&origin.pod.wanted.name, self.clock.now());
+        self.metrics.lately().refused(pod, What::Request, refusal.as_str(), now);
     }
 
     /// Refuses a request that the audit log has no room for; its loss is written down there when there is.

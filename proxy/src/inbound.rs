@@ -22,7 +22,7 @@ use crate::{
     caller::x509::Certificate,
     forward::{Forwarder, Origin},
     limits::{Limits, load::Place},
-    metrics::{Limit, Metrics},
+    metrics::{Limit, Metrics, What},
     pod::{EnrolledPod, Inbound, SessionId},
     sessions::store::SessionLookup,
 };
@@ -156,6 +156,8 @@ impl Server {
                 }
                 Err(error) => {
                     self.metrics.handshake_failed(error.label());
+                    let (name, now) = (&pod.wanted.name, self.forwarder.clock.now());
+                    self.metrics.lately().refused(name, What::Handshake, error.label(), now);
                     tracing::debug!(pod = %pod.wanted.name, %error, "a connection was not served");
                 }
             }

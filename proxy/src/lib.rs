@@ -70,7 +70,11 @@ pub mod audit;
 pub mod metrics;
 
 pub mod admin;
+
+pub mod operator;
+
 pub mod check;
+pub mod tools;
 
 // What must hold of any input, for fuzzing and for tests of properties.
 #[cfg(any(test, feature = "fuzzing"))]

@@ -4,11 +4,10 @@
 
 use std::{process::ExitCode, time::Duration};
 
-use clap::Parser;
 use understudy::{app, cli::Cli, logging};
 
 fn main() -> anyhow::Result<ExitCode> {
-    let cli = Cli::parse();
+    let cli = Cli::from_command_line(std::env::args_os());
     let levels = logging::start(cli.log_format);
     app::prepare(&cli.command)?;
     let runtime = app::runtime()?;

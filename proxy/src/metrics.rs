@@ -1,13 +1,14 @@
 //! What is counted, and the registry that `/metrics` is written from. Every label has a bounded set of values: nothing
-//! that a client says becomes one.
+//! that a client says becomes one. What each pod was refused last is kept beside ([`Lately`]), for those who ask why.
 
 mod audit;
 mod collect;
 mod labels;
+mod lately;
 mod recording;
 mod timing;
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, info::Info},
@@ -29,6 +30,7 @@ pub use self::{
     audit::AuditSink,
     collect::{register_counts, register_gauge, register_gauges},
     labels::{Followed, Limit, ProofOf, ProofOutcome, Watched, Written},
+    lately::{Lately, Refused, What},
     recording::{RecordingCounts, RecordingFailure},
     timing::Handshake,
 };
@@ -58,6 +60,7 @@ pub struct Metrics {
     events: Family<WrittenLabels, Counter>,
     limit_hits: Family<LimitLabels, Counter>,
     recording: RecordingCounts,
+    lately: Arc<Lately>,
 }
 
 /// How one watch fares.
@@ -120,6 +123,7 @@ impl Metrics {
             events: Family::default(),
             limit_hits: Family::default(),
             recording: RecordingCounts::default(),
+            lately: Arc::default(),
         }
     }
 
@@ -245,6 +249,12 @@ impl Metrics {
     /// Counts a handshake that came to its end, after so long.
     pub fn handshake(&self, handshake: &Handshake, duration: Duration) {
         self.timings.handshake(handshake, duration);
+    }
+
+    /// What pods were refused last.
+    #[must_use]
+    pub fn lately(&self) -> &Lately {
+        &self.lately
     }
 
     /// Counts a stream until the guard is dropped.

@@ -5,7 +5,7 @@
 //! credential, its upstream, and the token that is cancelled when it ends. [`usage`] says when one was last used, and
 //! [`refuse`] which requests a session doesn't carry.
 
-mod duration;
+pub(crate) mod duration;
 pub mod files;
 mod judge;
 pub mod live;

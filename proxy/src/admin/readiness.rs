@@ -51,6 +51,16 @@ impl Readiness {
         let _ = self.0.subscribe().wait_for(all_met).await;
     }
 
+    /// Each condition's name and, where it isn't met, the reason.
+    #[must_use]
+    pub fn conditions(&self) -> Vec<(&'static str, Option<String>)> {
+        let conditions = self.0.borrow();
+        conditions
+            .iter()
+            .map(|(name, reason)| (*name, reason.as_ref().map(ToString::to_string)))
+            .collect()
+    }
+
     pub(crate) fn report(&self) -> Report {
         let conditions = self.0.borrow().clone();
         Report {

@@ -22,6 +22,7 @@ use super::{
     certificate::{Surroundings, serving_certificate},
     confine::syscalls,
     intercept::{Interception, intercept, retire, succeed},
+    operate::{Counter, Desk},
     outfit::{ClientCa, Outfit},
     report::{register, register_kernel, report_full_pods, report_pods, report_token},
     source::Source,
@@ -84,6 +85,10 @@ impl Agent {
     ///
     /// # Errors
     /// What stands in the way. Nothing is left half in force: what was pinned before stays, and refuses.
+    #[expect(
+        clippy::too_many_lines,
+        reason = "the order of a start is its point, and is to be read in one piece"
+    )]
     pub(super) async fn start(options: AgentOptions) -> anyhow::Result<Self> {
         let clock = Clock::system();
         let metrics = Arc::new(Metrics::new());
@@ -96,6 +101,7 @@ impl Agent {
 
         // The admin address first: a start may wait for the cluster, and says so there.
         let admin = Admin::bind(options.admin_address).await?;
+        let counter = Counter::bind(options.operator_address).await?;
         tokio::spawn(admin.serve(readiness.clone(), Arc::clone(&registry), stop_admin.clone()));
         let root = options.kernel.cgroup_root.clone().map_or_else(cgroup::pods_root, Ok)?;
         let dials = Arc::new(DialCounts::default());
@@ -136,8 +142,20 @@ impl Agent {
         {
             let mut registry = registry.write().unwrap_or_else(PoisonError::into_inner);
             register(&mut registry, &lookup, &dials, &cluster.own_token, &certificate);
-            register_kernel(&mut registry, kernel, &enrolment);
+            register_kernel(&mut registry, Arc::clone(&kernel), &enrolment);
         }
+        let desk = Desk {
+            node: options.node_name.as_str().into(),
+            readiness,
+            sessions: lookup.clone(),
+            pods: enrolment.pods.clone(),
+            kernel,
+            certificate: certificate.clone(),
+            metrics: Metrics::clone(&metrics),
+            own_rights: teller.own_rights(),
+            clock: clock.clone(),
+            client: cluster.client.clone(),
+        };
         tokio::spawn(report_pods(enrolment.pods.clone(), pods_ready));
         tokio::spawn(report_token(cluster.own_token, token_ready));
         let pods = enrolment.pods.clone();
@@ -172,6 +190,7 @@ impl Agent {
         let incumbent = incumbent.publish(&options.kernel.pin_dir)?;
         tokio::spawn(incumbent.serve(enrolment.steward.clone(), no_new_connections.clone()));
         tokio::spawn(retire(enrolment.steward.clone(), in_charge, no_new_requests.clone()));
+        desk.open(&options.run_dir, counter, &stop_admin)?;
         serving.ready();
         tracing::info!(api_server = %cluster.target, addresses = ?*addresses.borrow(), "the agent serves");
         Ok(Self {

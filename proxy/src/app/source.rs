@@ -16,7 +16,7 @@ use crate::{
         declare::Fingerprint,
         events::Events,
         news::tell_pods,
-        rights::tell_rights,
+        rights::{OwnRights, tell_rights},
         settle::settle,
         source::{Here, Source as ClusterSource},
         writer::StatusWriter,
@@ -159,6 +159,12 @@ impl Source {
 }
 
 impl Teller {
+    /// What pods' own accounts may do, where the pods are the cluster's.
+    pub(super) fn own_rights(&self) -> Option<OwnRights> {
+        let (client, source, _) = self.0.as_ref()?;
+        Some(OwnRights::new(client.clone(), source.pods.clone()))
+    }
+
     /// Begins to tell. The kernel side has to be in force: pods of an earlier agent may be let go from now on.
     pub(super) fn start(
         self,

@@ -94,7 +94,7 @@ impl Reviewer {
     }
 
     /// Whose the token is. Must be called within a Tokio runtime: a task asks, which goes on when the caller goes.
-    pub(super) async fn review(&self, token: &SecretString) -> Result<Arc<UserInfo>, Unproven> {
+    pub(crate) async fn review(&self, token: &SecretString) -> Result<Arc<UserInfo>, Unproven> {
         let mut said = self.ask_once(token)?;
         let verdict = said.wait_for(Option::is_some).await;
         match verdict.as_deref() {

@@ -42,6 +42,31 @@ const QUESTIONS: [(&str, &str, &str, &str); 3] = [
 /// A service account's namespace and name.
 type Account = (String, String);
 
+/// What pods' own service accounts may do, for an operator who asks.
+#[derive(Clone)]
+pub struct OwnRights {
+    client: kube::Client,
+    pods: watch::Receiver<Seen<Arc<TaggedPod>>>,
+}
+
+impl OwnRights {
+    /// Of the pods of this node, asked by `client`.
+    #[must_use]
+    pub fn new(client: kube::Client, pods: watch::Receiver<Seen<Arc<TaggedPod>>>) -> Self {
+        Self { client, pods }
+    }
+
+    /// The account of a pod, `namespace/name`, and what it may do of the telling things. Nothing where the pod isn't known,
+    /// or the API server doesn't say.
+    pub async fn of(&self, pod: &str) -> Option<(String, Vec<&'static str>)> {
+        let objects = self.pods.borrow().objects.clone()?;
+        let pod = objects.values().find(|known| known.key.to_string() == pod)?;
+        let account = (pod.key.namespace.clone(), pod.service_account.clone());
+        let rights = timeout(PATIENCE, review(&self.client, &account)).await.ok()?.ok()?;
+        Some((account.1, rights))
+    }
+}
+
 /// Looks at each pod once, until the pods aren't followed any more.
 pub async fn tell_rights(client: kube::Client, mut pods: watch::Receiver<Seen<Arc<TaggedPod>>>, events: Events) {
     let mut looked: BTreeSet<String> = BTreeSet::new();

@@ -202,6 +202,18 @@ impl Kernel {
         }
     }
 
+    /// A pod's entry, as the kernel has it.
+    ///
+    /// # Errors
+    /// Where the map can't be read.
+    pub fn pod(&self, pod: CgroupId) -> Result<Option<PodEntry>, MapError> {
+        match lock(&self.pods).get(&pod.0, 0) {
+            Ok(entry) => Ok(Some(entry)),
+            Err(aya::maps::MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(MapError::of(map::PODS)(error)),
+        }
+    }
+
     /// The tagged pods, as the kernel has them.
     ///
     /// # Errors
@@ -274,6 +286,22 @@ impl Kernel {
     pub fn beat(&self) -> Result<(), MapError> {
         // Also one that has yielded: its listeners may still be in use, and they are served.
         self.write_heartbeat(boot_ns())
+    }
+
+    /// How old the last sign of life is, whoever gave it, and how old it may be; no age where it was withdrawn.
+    ///
+    /// # Errors
+    /// Where the map can't be read.
+    pub fn heartbeat(&self) -> Result<(Option<Duration>, Duration), MapError> {
+        let beat = lock(&self.heartbeat).get(&0, 0).map_err(MapError::of(map::HEARTBEAT))?;
+        let age = (beat.boot_ns > 0).then(|| Duration::from_nanos(boot_ns().saturating_sub(beat.boot_ns)));
+        Ok((age, Duration::from_nanos(beat.max_age_ns)))
+    }
+
+    /// Whether this agent is the one that writes the maps.
+    #[must_use]
+    pub fn is_in_charge(&self) -> bool {
+        *self.in_charge.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Withdraws the sign of life: connects of tagged pods are refused at once.

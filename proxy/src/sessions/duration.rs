@@ -15,7 +15,7 @@ const DIGITS: usize = 5;
 ///
 /// # Errors
 /// Names the field, and the form.
-pub(super) fn parse(field: &'static str, text: &str) -> Result<Duration, SpecError> {
+pub(crate) fn parse(field: &'static str, text: &str) -> Result<Duration, SpecError> {
     is_of_the_form(text)
         .then(|| SpanParser::new().parse_duration(text).ok())
         .flatten()

@@ -13,6 +13,7 @@ pub(super) struct Terms {
     pub(super) expires_at: Option<Timestamp>,
     pub(super) idle_timeout: Option<Duration>,
     pub(super) acts_as: Option<Arc<str>>,
+    pub(super) method: Option<&'static str>,
 }
 
 impl From<&SessionSpec> for Terms {
@@ -21,6 +22,7 @@ impl From<&SessionSpec> for Terms {
             expires_at: spec.expires_at,
             idle_timeout: spec.idle_timeout,
             acts_as: spec.method.acts_as().map(ActsAs::name).map(Arc::from),
+            method: Some(spec.method.name()),
         }
     }
 }
@@ -109,6 +111,7 @@ mod tests {
             expires_at: expires_at.map(seconds),
             idle_timeout: idle_timeout.map(Duration::from_secs),
             acts_as: None,
+            method: None,
         }
     }
 

@@ -42,6 +42,8 @@ struct Standing {
     incarnation: Option<Arc<str>>,
     /// From when it first came into force.
     usage: Option<Arc<Usage>>,
+    /// Why its declaration is refused, where it is.
+    refused: Option<Arc<str>>,
 }
 
 #[derive(Clone)]
@@ -106,6 +108,10 @@ impl Snapshot {
                 acts_as: standing.terms.acts_as.as_deref().map(str::to_owned),
                 connections: usage.map_or(0, |usage| usage.connections()),
                 last_used: usage.map(|usage| usage.last_used(now, standing.terms.idle_timeout)),
+                method: standing.terms.method,
+                refused: standing.refused.clone(),
+                since: usage.map(|usage| usage.since()),
+                requests: usage.map_or(0, |usage| usage.requests()),
             }
         })
     }
@@ -142,6 +148,14 @@ pub struct Report {
     pub connections: usize,
     /// When a request last came under it on this node or, before that, when it came into force.
     pub last_used: Option<Timestamp>,
+    /// How it authenticates upstream, where that can be said.
+    pub method: Option<&'static str>,
+    /// Why its declaration is refused, where it is.
+    pub refused: Option<Arc<str>>,
+    /// Since when this agent has known of it.
+    pub since: Option<Timestamp>,
+    /// Requests that have come under it on this node since then.
+    pub requests: u64,
 }
 
 /// Whether a session is in force, and if not, why.
@@ -391,6 +405,7 @@ fn stand(declared: &Declared, was: Option<&Standing>, now: Timestamp) -> (Standi
         terms: terms.unwrap_or_default(),
         incarnation,
         usage,
+        refused: declared.spec.as_ref().err().map(|error| error.to_string().into()),
     };
     (standing, verdict)
 }

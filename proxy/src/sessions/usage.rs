@@ -18,6 +18,10 @@ pub struct Usage(Mutex<Counted>);
 #[derive(Debug)]
 struct Counted {
     open: usize,
+    /// Requests that have come so far.
+    requests: u64,
+    /// When the session came into force here.
+    since: Timestamp,
     /// When it was last used or, before that, came into force.
     last: Timestamp,
     /// Since when it is unused, by the time of day and by a clock that doesn't jump, and how long it already was then.
@@ -41,6 +45,8 @@ impl Usage {
         let unused = last.filter(|last| *last <= now).unwrap_or(now);
         Arc::new(Self(Mutex::new(Counted {
             open: 0,
+            requests: 0,
+            since: now,
             last: unused,
             unused,
             from: Instant::now(),
@@ -53,6 +59,7 @@ impl Usage {
     pub fn open(self: &Arc<Self>, clock: &Clock) -> Open {
         let mut counted = self.counted();
         counted.open += 1;
+        counted.requests += 1;
         counted.used(clock.now());
         drop(counted);
         Open {
@@ -86,6 +93,18 @@ impl Usage {
     #[must_use]
     pub fn connections(&self) -> usize {
         self.counted().open
+    }
+
+    /// Requests that have come under it since this agent has known of it.
+    #[must_use]
+    pub fn requests(&self) -> u64 {
+        self.counted().requests
+    }
+
+    /// Since when this agent has known of it.
+    #[must_use]
+    pub fn since(&self) -> Timestamp {
+        self.counted().since
     }
 
     /// When something last came or ended or, before that, when it came into force: an agent that starts anew goes on from

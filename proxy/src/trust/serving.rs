@@ -73,6 +73,15 @@ impl ResolvesServerCert for ServingCert {
 /// If there are no random bytes for a key.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn self_signed() -> Result<Arc<ServerConfig>, Box<dyn std::error::Error>> {
+    Ok(server_config(self_signed_cert()?)?)
+}
+
+/// A certificate that nobody vouches for, without an end.
+///
+/// # Errors
+/// As [`self_signed`].
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn self_signed_cert() -> Result<ServingCert, Box<dyn std::error::Error>> {
     let made = rcgen::generate_simple_self_signed(["kubernetes.default.svc".to_owned()])?;
     let key = rustls::pki_types::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
     let key = CertifiedKey::from_der(vec![made.cert.der().clone()], key.into(), &provider())?;
@@ -80,7 +89,7 @@ pub(crate) fn self_signed() -> Result<Arc<ServerConfig>, Box<dyn std::error::Err
         key: Arc::new(key),
         expiry: Timestamp::MAX,
     };
-    Ok(server_config(ServingCert::new(watch::channel(serving).1))?)
+    Ok(ServingCert::new(watch::channel(serving).1))
 }
 
 /// TLS 1.2 and 1.3, HTTP/2 before HTTP/1.1, resumption by tickets whose keys change every six hours, and by session ids.

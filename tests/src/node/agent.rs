@@ -295,6 +295,25 @@ impl Agent {
             .arg(node.run_dir()))
     }
 
+    /// The agent's program on the node, called as kubectl's plugin or for anything else that isn't an agent.
+    ///
+    /// # Errors
+    /// It isn't built.
+    pub fn program(node: &Node) -> Result<Command> {
+        understudy(node, &AgentOptions::default().log_level("warn"))
+    }
+
+    /// A command of the operators' on the node, which asks the agent's socket.
+    ///
+    /// # Errors
+    /// It isn't built.
+    pub fn operator(node: &Node, command: &str) -> Result<Command> {
+        let socket = node.run_dir().join("operator.sock");
+        Ok(Self::program(node)?
+            .arg(command)
+            .arg(format!("--socket={}", socket.display())))
+    }
+
     fn command(node: &Node, options: &AgentOptions) -> Result<Command> {
         let files = files(node, options);
         let command = understudy(node, options)?.arg("agent");

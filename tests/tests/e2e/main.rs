@@ -26,6 +26,8 @@ mod scale;
 mod secrets;
 mod sessions;
 mod streams;
+mod tools;
+mod tools_cluster;
 mod trust;
 mod upgrade;
 mod webhook;

@@ -117,7 +117,7 @@ impl ApiServer {
         Ok(command.arg("--kubeconfig").arg(kubeconfig).args(arguments))
     }
 
-    /// The administrator's kubeconfig, for a program that runs beside the API server.
+    /// The administrator's kubeconfig, which leads past the agent from the node as well.
     ///
     /// # Errors
     /// It can't be written.

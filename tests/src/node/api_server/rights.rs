@@ -82,9 +82,23 @@ impl ApiServer {
                 "subjects": [{"apiGroup": rbac, "kind": "User", "name": user}],
             }),
         ];
+        self.put_in_force(&objects).await
+    }
+
+    /// Grants what a manifest of `deploy` says, in the scene's names. It is in force a moment later.
+    ///
+    /// # Errors
+    /// It isn't YAML, or the server refuses.
+    pub async fn grant_roles(&self, manifest: &str) -> Result<()> {
+        let mut objects: Vec<Value> = serde_saphyr::from_multiple(manifest).context("reading the rights in deploy")?;
+        objects.iter_mut().for_each(rename);
+        self.put_in_force(&objects).await
+    }
+
+    async fn put_in_force(&self, objects: &[Value]) -> Result<()> {
         match &self.kind {
             Kind::Real(_) => {
-                for object in &objects {
+                for object in objects {
                     self.apply(object).await?;
                 }
             }
@@ -92,7 +106,7 @@ impl ApiServer {
                 let path = files(&self.node).join("rules.yaml");
                 let mut file: Value = serde_json::from_slice(&fs::read(&path)?)?;
                 let all = file["rules"].as_array_mut().context("the rules are a list")?;
-                all.extend(as_rules(&objects)?);
+                all.extend(as_rules(objects)?);
                 fs::write(&path, file.to_string())?;
             }
         }
@@ -113,9 +127,11 @@ fn rename(object: &mut Value) {
     }
     let subjects = object.get_mut("subjects").and_then(Value::as_array_mut);
     for subject in subjects.into_iter().flatten() {
-        if subject["namespace"] == INSTALLED.0 && subject["name"] == INSTALLED.1 {
+        if subject["namespace"] == INSTALLED.0 {
             subject["namespace"] = json!(AGENT.0);
-            subject["name"] = json!(AGENT.1);
+            if subject["name"] == INSTALLED.1 {
+                subject["name"] = json!(AGENT.1);
+            }
         }
     }
 }
