@@ -56,7 +56,7 @@ pub fn runtime() -> io::Result<Runtime> {
 /// What stands in the way, with what to do about it.
 pub async fn run(command: Command, levels: Levels) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Agent(options) => run_agent(*options, levels).await.map(|()| ExitCode::SUCCESS),
+        Command::Agent(options) => Box::pin(run_agent(*options, levels)).await.map(|()| ExitCode::SUCCESS),
         Command::Check(options) => run_check(&options).await,
         Command::Tool(tool) => Ok(tools::run(tool).await),
         Command::Crd => {
