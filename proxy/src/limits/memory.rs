@@ -326,14 +326,14 @@ mod tests {
                 counted.fetch_add(1, Ordering::SeqCst);
             };
             tokio::spawn(Arc::clone(&pressure).watch(limit, || Ok(1), give_back, Metrics::new()));
-            sleep(SLOW_TICK * 2).await;
+            sleep(SLOW_TICK * 4).await;
             // Once at the ebb, and once for what is let go of a moment later.
             assert_eq!(times.load(Ordering::SeqCst), 2, "what starting took");
             let places = open(&pod, 900);
             sleep(SLOW_TICK * 2).await;
             assert_eq!(times.load(Ordering::SeqCst), 2);
             drop(places);
-            sleep(SLOW_TICK * 3).await;
+            sleep(SLOW_TICK * 4).await;
             assert_eq!(times.load(Ordering::SeqCst), 4, "limit {limit:?}");
         }
     }

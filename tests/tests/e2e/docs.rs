@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use understudy_tests::node::{ApiServer, Node, TestServerOptions, binaries};
 
 /// Programs that a page may use, and that aren't looked into.
-const OTHERS: &str = "cargo kind docker helm ctr skopeo curl grep kill pgrep";
+const OTHERS: &str = "cargo kind docker helm ctr skopeo curl grep kill pgrep jq asciinema";
 
 /// A command as a page has it.
 #[derive(Debug, PartialEq, Eq)]

@@ -138,7 +138,8 @@ async fn the_plugin_shows_who_is_on_and_finds_a_pod_well() -> Result<()> {
     curl(&pod, PODS, &[]).await?;
     let row = eventually("the session is shown with its pod", async || {
         let table = desk.plugin(&["sessions", "-A", "--no-headers"])?.stdout().await?;
-        Ok(table.contains("1/1").then_some(table))
+        // Its status follows its pods.
+        Ok((table.contains("1/1") && table.contains("Active")).then_some(table))
     })
     .await?;
     assert!(

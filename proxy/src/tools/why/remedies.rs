@@ -89,6 +89,14 @@ pub(super) fn remedy(reason: &str) -> (Weight, &'static str) {
             Theirs,
             "its client sends what isn't carried: the audit log has the request",
         ),
+        "not-recordable" => (
+            Theirs,
+            "the session's streams are to be recorded, and this one can't be read: have the client speak WebSocket or SPDY as kubectl does",
+        ),
+        "recording-unavailable" => (
+            Ours,
+            "the session's streams are to be recorded, and can't be: see --recordings, and the room on its disk",
+        ),
         "silent" | "io" => (
             Theirs,
             "its clients hung up before they said anything: a probe of a port, most likely",
