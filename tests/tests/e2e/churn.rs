@@ -10,9 +10,9 @@ use understudy_tests::node::{AgentOptions, Patience, TestServerOptions, binaries
 use crate::world::{World, whoami};
 
 const PATH: &str = "/api/v1/namespaces/prod/configmaps/settings";
-/// After these the agent has grown to what it needs.
-const WARM_UP: usize = 10_000;
-const REST: usize = 90_000;
+/// After these the agent has grown to what it needs: it has no more after 280,000.
+const WARM_UP: usize = 40_000;
+const REST: usize = 60_000;
 /// How many connections there are at a time.
 const AT_ONCE: usize = 64;
 /// How long a connection may linger that the agent isn't told the end of; and one upstream that nobody uses, which is looked
