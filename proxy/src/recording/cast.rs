@@ -2,22 +2,27 @@
 //!
 //! Players show lines of the codes `o` and `r` and pass over those that they don't know, so ours stand among them in one
 //! file: whoever copies a recording copies all that proves it, and what a killed agent leaves is whole up to its last
-//! write. Each sum is the SHA-256 of every byte before it, earlier sums included: what is changed, taken out or put in
+//! write. Each sum is the BLAKE3 hash of every byte before it, earlier sums included: what is changed, taken out or put in
 //! shows in all that follow.
 
+mod escape;
+mod lines;
 mod proof;
+mod sum;
 
 use std::{
-    fmt::Write as _,
     io::{self, Write},
     time::Duration,
 };
 
 use jiff::Timestamp;
 use serde::Serialize;
-use sha2::{Digest as _, Sha256};
 
-pub use self::proof::{Ending, Verified, VerifyError, verify};
+use self::{lines::Lines, sum::Sum};
+pub use self::{
+    proof::{Ending, Verified, VerifyError, verify},
+    sum::Sums,
+};
 use super::{
     about::About,
     transcript::{Piece, Transcript},
@@ -26,10 +31,8 @@ use super::{
 /// Where nothing is known of the terminal, or not yet: a size follows when the client says one.
 const COLUMNS: u16 = 80;
 const ROWS: u16 = 24;
-/// How sums are made, as the first line says.
-const SUMS: &str = "sha256";
-/// What of a line's room is kept for the next.
-const KEPT_ROOM: usize = 64 * 1024;
+/// How sums are made.
+const SUMS: Sums = Sums::Blake3;
 
 /// What a line is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,7 +113,7 @@ struct Header<'a> {
 struct Ours<'a> {
     #[serde(flatten)]
     about: &'a About,
-    sums: &'static str,
+    sums: Sums,
 }
 
 /// A recording that is being written.
@@ -118,10 +121,10 @@ pub struct Cast<W> {
     sink: W,
     transcript: Transcript,
     /// Of all that was written.
-    sum: Sha256,
+    sum: Sum,
     written: u64,
     /// What is to be written next.
-    lines: Vec<u8>,
+    lines: Lines,
     /// When the last event was: none is before it.
     last: Duration,
 }
@@ -141,15 +144,15 @@ impl<W: Write> Cast<W> {
             command: about.asked.command_line(),
             understudy: Ours { about, sums: SUMS },
         };
+        let first = serde_json::to_vec(&header)?;
         let mut cast = Self {
             sink,
-            transcript: Transcript::new(about.asked.tty),
-            sum: Sha256::new(),
+            transcript: Transcript::default(),
+            sum: Sum::new(SUMS),
             written: 0,
-            lines: serde_json::to_vec(&header)?,
+            lines: Lines::new(first, !about.asked.tty),
             last: Duration::ZERO,
         };
-        cast.lines.push(b'\n');
         cast.commit()?;
         Ok(cast)
     }
@@ -163,9 +166,9 @@ impl<W: Write> Cast<W> {
             self.last = self.last.max(at);
             let (lines, last) = (&mut self.lines, self.last);
             self.transcript
-                .read(piece, &mut |code, text| event(lines, last, code, text));
+                .read(piece, &mut |code, text| lines.add(last, code, text));
         }
-        if self.lines.is_empty() {
+        if self.lines.as_bytes().is_empty() {
             return Ok(());
         }
         self.commit()
@@ -184,11 +187,11 @@ impl<W: Write> Cast<W> {
         };
         self.last = self.last.max(at);
         let (lines, last) = (&mut self.lines, self.last);
-        self.transcript.end(&mut |code, text| event(lines, last, code, text));
-        event(&mut self.lines, last, Code::End, why.name());
+        self.transcript.end(&mut |code, text| lines.add(last, code, text));
+        lines.add(last, Code::End, why.name());
         self.commit()?;
         self.sink.flush()?;
-        Ok((hex(self.sum.clone()), why))
+        Ok((self.sum.hex(), why))
     }
 
     /// How many bytes are written, and summed up.
@@ -205,18 +208,18 @@ impl<W: Write> Cast<W> {
 
     fn commit(&mut self) -> io::Result<()> {
         let mut sum = self.sum.clone();
-        sum.update(&self.lines);
-        let summed = self.lines.len();
-        event(&mut self.lines, self.last, Code::Sum, &hex(sum.clone()));
-        sum.update(&self.lines[summed..]);
-        let outcome = self.sink.write_all(&self.lines);
+        sum.update(self.lines.as_bytes());
+        let summed = self.lines.as_bytes().len();
+        self.lines.add(self.last, Code::Sum, &sum.hex());
+        let lines = self.lines.as_bytes();
+        sum.update(&lines[summed..]);
+        let outcome = self.sink.write_all(lines);
         if outcome.is_ok() {
             self.sum = sum;
-            self.written += self.lines.len() as u64;
+            self.written += lines.len() as u64;
         }
         // What couldn't be written isn't there, nor will it be.
         self.lines.clear();
-        self.lines.shrink_to(KEPT_ROOM);
         outcome
     }
 }
@@ -227,31 +230,6 @@ impl<W> std::fmt::Debug for Cast<W> {
             .field("written", &self.written)
             .finish_non_exhaustive()
     }
-}
-
-/// Milliseconds are what it is told in: players that read times as floating-point numbers and write them as text again
-/// don't understand themselves below a tenth of one.
-fn event(lines: &mut Vec<u8>, at: Duration, code: Code, text: &str) {
-    let mut head = String::with_capacity(24);
-    // Neither a string nor a vector ever fails to take more.
-    let _ = write!(
-        head,
-        "[{}.{:03}, \"{}\", ",
-        at.as_secs(),
-        at.subsec_millis(),
-        code.letter()
-    );
-    lines.extend_from_slice(head.as_bytes());
-    let _ = serde_json::to_writer(&mut *lines, text);
-    lines.extend_from_slice(b"]\n");
-}
-
-fn hex(sum: Sha256) -> String {
-    let mut text = String::with_capacity(64);
-    for byte in sum.finalize() {
-        let _ = write!(text, "{byte:02x}");
-    }
-    text
 }
 
 #[cfg(test)]

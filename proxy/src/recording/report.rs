@@ -18,10 +18,11 @@ pub fn verify_all(files: &[PathBuf], out: &mut impl Write) -> io::Result<bool> {
         let name = path.display();
         match verified(path) {
             Ok(Verified {
+                sums,
                 sum,
                 ending: Ending::Whole(why),
                 ..
-            }) => writeln!(out, "{name}: whole, {why}, sha256 {sum}")?,
+            }) => writeln!(out, "{name}: whole, {why}, {} {sum}", sums.name())?,
             Ok(Verified {
                 ending: Ending::Missing { unproven },
                 ..
@@ -80,7 +81,7 @@ mod tests {
         };
         let (all_whole, said) = say(&["whole"]);
         assert!(
-            all_whole && said.ends_with(&format!("whole: whole, closed, sha256 {sum}\n")),
+            all_whole && said.ends_with(&format!("whole: whole, closed, blake3 {sum}\n")),
             "{said}"
         );
         let (all_whole, said) = say(&["whole", "cut", "changed", "missing"]);

@@ -1,5 +1,7 @@
 //! Text out of bytes that come in parts.
 
+use std::borrow::Cow;
+
 /// The longest part of a character that isn't whole.
 const MOST: usize = 3;
 
@@ -12,21 +14,23 @@ pub(super) struct Text {
 }
 
 impl Text {
-    /// Appends what comes next to `text`, up to the last whole character.
-    pub(super) fn read(&mut self, bytes: &[u8], text: &mut String) {
-        let joined: Vec<u8>;
-        let bytes = if self.length > 0 {
-            joined = [&self.begun[..self.length], bytes].concat();
+    /// What comes next, up to the last whole character. Nearly all is, and is not copied.
+    pub(super) fn read<'b>(&mut self, bytes: &'b [u8]) -> Cow<'b, str> {
+        if self.length > 0 {
+            let joined = [&self.begun[..self.length], bytes].concat();
             self.length = 0;
-            &joined[..]
-        } else {
-            bytes
-        };
-        // Nearly all is whole, and many times as fast to see at once.
-        if let Ok(whole) = std::str::from_utf8(bytes) {
-            text.push_str(whole);
-            return;
+            return Cow::Owned(self.read(&joined).into_owned());
         }
+        let error = match std::str::from_utf8(bytes) {
+            Ok(whole) => return Cow::Borrowed(whole),
+            Err(error) => error,
+        };
+        if error.error_len().is_none() {
+            let (whole, begun) = bytes.split_at(error.valid_up_to());
+            self.begin(begun);
+            return String::from_utf8_lossy(whole);
+        }
+        let mut text = String::with_capacity(bytes.len());
         let mut chunks = bytes.utf8_chunks().peekable();
         while let Some(chunk) = chunks.next() {
             text.push_str(chunk.valid());
@@ -35,19 +39,26 @@ impl Text {
                 continue;
             }
             if chunks.peek().is_none() && may_go_on(invalid) {
-                self.begun[..invalid.len()].copy_from_slice(invalid);
-                self.length = invalid.len();
+                self.begin(invalid);
             } else {
                 text.push(char::REPLACEMENT_CHARACTER);
             }
         }
+        Cow::Owned(text)
+    }
+
+    fn begin(&mut self, bytes: &[u8]) {
+        self.begun[..bytes.len()].copy_from_slice(bytes);
+        self.length = bytes.len();
     }
 
     /// Nothing more comes.
-    pub(super) fn end(&mut self, text: &mut String) {
+    pub(super) fn end(&mut self) -> &'static str {
         if self.length > 0 {
             self.length = 0;
-            text.push(char::REPLACEMENT_CHARACTER);
+            "\u{fffd}"
+        } else {
+            ""
         }
     }
 }
@@ -65,22 +76,19 @@ mod tests {
     fn read<'p>(parts: impl IntoIterator<Item = &'p [u8]>) -> String {
         let (mut reader, mut text) = (Text::default(), String::new());
         for part in parts {
-            reader.read(part, &mut text);
+            text.push_str(&reader.read(part));
         }
-        reader.end(&mut text);
+        text.push_str(reader.end());
         text
     }
 
     #[test]
     fn a_character_in_two_parts_is_one() {
         let mut reader = Text::default();
-        let mut text = String::new();
-        reader.read(b"caf\xc3", &mut text);
-        assert_eq!(text, "caf");
-        reader.read(b"\xa9 \xf0\x9f", &mut text);
-        assert_eq!(text, "caf\u{e9} ");
-        reader.end(&mut text);
-        assert_eq!(text, "caf\u{e9} \u{fffd}");
+        assert_eq!(reader.read(b"caf\xc3"), "caf");
+        assert_eq!(reader.read(b"\xa9 \xf0\x9f"), "\u{e9} ");
+        assert_eq!(reader.end(), "\u{fffd}");
+        assert_eq!(reader.end(), "");
     }
 
     proptest! {

@@ -67,15 +67,13 @@ impl Piece {
 }
 
 /// What has been read of a stream, so far as what follows depends on it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Transcript {
-    /// Whether there is a terminal, which has ended its lines itself.
-    terminal: bool,
     stdin: Text,
     stdout: Text,
     stderr: Text,
-    /// Of which of the two outputs the last text was.
-    shown: Channel,
+    /// Whether the last text was of the second of the two outputs.
+    shows_stderr: bool,
     size: Vec<u8>,
     status: Vec<u8>,
     /// The connections of a port-forward that are open, by their numbers.
@@ -90,34 +88,17 @@ struct Carried {
 }
 
 impl Transcript {
-    /// Of a stream of which nothing has passed.
-    #[must_use]
-    pub fn new(terminal: bool) -> Self {
-        Self {
-            terminal,
-            stdin: Text::default(),
-            stdout: Text::default(),
-            stderr: Text::default(),
-            shown: Channel::Stdout,
-            size: Vec::new(),
-            status: Vec::new(),
-            ports: BTreeMap::new(),
-        }
-    }
-
     /// Writes down what passed next.
     pub fn read(&mut self, piece: &Piece, write: &mut dyn FnMut(Code, &str)) {
         match piece {
             Piece::Bytes(Channel::Stdin, bytes) => {
-                let mut text = String::new();
-                self.stdin.read(bytes, &mut text);
+                let text = self.stdin.read(bytes);
                 if !text.is_empty() {
                     write(Code::Input, &text);
                 }
             }
             Piece::Bytes(channel @ (Channel::Stdout | Channel::Stderr), bytes) => {
-                let mut text = String::with_capacity(bytes.len());
-                self.output(*channel).read(bytes, &mut text);
+                let text = self.output(*channel).read(bytes);
                 self.show(*channel, &text, write);
             }
             Piece::Bytes(Channel::Resize, bytes) => self.resize(bytes, write),
@@ -159,15 +140,13 @@ impl Transcript {
 
     /// Nothing more passes.
     pub fn end(&mut self, write: &mut dyn FnMut(Code, &str)) {
-        let mut text = String::new();
-        self.stdin.end(&mut text);
+        let text = self.stdin.end();
         if !text.is_empty() {
-            write(Code::Input, &text);
+            write(Code::Input, text);
         }
         for channel in [Channel::Stdout, Channel::Stderr] {
-            let mut text = String::new();
-            self.output(channel).end(&mut text);
-            self.show(channel, &text, write);
+            let text = self.output(channel).end();
+            self.show(channel, text, write);
         }
         for (connection, Carried { port, up, down }) in std::mem::take(&mut self.ports) {
             write(Code::Port, &format!("{connection} {port} open {up} {down}"));
@@ -195,19 +174,12 @@ impl Transcript {
         if text.is_empty() {
             return;
         }
-        if self.shown != channel {
-            self.shown = channel;
-            write(
-                Code::Stream,
-                if channel == Channel::Stderr { "stderr" } else { "stdout" },
-            );
+        let is_stderr = channel == Channel::Stderr;
+        if self.shows_stderr != is_stderr {
+            self.shows_stderr = is_stderr;
+            write(Code::Stream, if is_stderr { "stderr" } else { "stdout" });
         }
-        if self.terminal || !text.contains('\n') {
-            write(Code::Output, text);
-        } else {
-            // What the terminal that it was printed on did: a player's has no such setting.
-            write(Code::Output, &text.replace('\n', "\r\n"));
-        }
+        write(Code::Output, text);
     }
 
     /// Each size is an object without another in it.
@@ -288,8 +260,8 @@ mod tests {
 
     use super::*;
 
-    fn written(terminal: bool, pieces: &[(Channel, &str)]) -> Vec<(Code, String)> {
-        let mut transcript = Transcript::new(terminal);
+    fn written(pieces: &[(Channel, &str)]) -> Vec<(Code, String)> {
+        let mut transcript = Transcript::default();
         let mut lines = Vec::new();
         let mut write = |code, text: &str| lines.push((code, text.to_owned()));
         for (channel, text) in pieces {
@@ -314,16 +286,16 @@ mod tests {
             (Channel::Stdout, "f"),
         ];
         let expected = [
-            line(Code::Output, "a\r\n"),
+            line(Code::Output, "a\n"),
             line(Code::Output, "b"),
             line(Code::Stream, "stderr"),
-            line(Code::Output, "c\r\n"),
+            line(Code::Output, "c\n"),
             line(Code::Input, "d\n"),
             line(Code::Output, "e"),
             line(Code::Stream, "stdout"),
             line(Code::Output, "f"),
         ];
-        assert_eq!(written(false, &pieces), expected);
+        assert_eq!(written(&pieces), expected);
     }
 
     #[test]
@@ -354,7 +326,7 @@ mod tests {
         }
         assert_eq!(pieces[1], Piece::Port(carried(1, Side::Client, 11)));
         assert_eq!(pieces.len(), 7);
-        let mut transcript = Transcript::new(false);
+        let mut transcript = Transcript::default();
         let mut lines = Vec::new();
         let mut write = |code, text: &str| lines.push((code, text.to_owned()));
         for piece in &pieces {
@@ -363,14 +335,6 @@ mod tests {
         transcript.end(&mut write);
         let texts = ["1 80 opened", "2 443 opened", "1 80 closed 11 7", "2 443 open 0 8"];
         assert_eq!(lines, texts.map(|text| line(Code::Port, text)));
-    }
-
-    #[test]
-    fn a_terminal_has_ended_its_lines() {
-        assert_eq!(
-            written(true, &[(Channel::Stdout, "a\r\nb\n")]),
-            [line(Code::Output, "a\r\nb\n")]
-        );
     }
 
     #[test]
@@ -384,7 +348,7 @@ mod tests {
             (Channel::Resize, &long),
         ];
         let sizes = ["80x24", "132x43", "1x2"].map(|size| line(Code::Resize, size));
-        assert_eq!(written(true, &pieces), sizes);
+        assert_eq!(written(&pieces), sizes);
     }
 
     #[rstest]
@@ -399,7 +363,7 @@ mod tests {
     #[case::nothing("", None)]
     fn how_it_ended_is_said(#[case] status: &str, #[case] said: Option<&str>) {
         let (start, end) = status.split_at(status.len() / 2);
-        let lines = written(false, &[(Channel::Error, start), (Channel::Error, end)]);
+        let lines = written(&[(Channel::Error, start), (Channel::Error, end)]);
         assert_eq!(
             lines,
             said.map(|said| line(Code::Exit, said)).into_iter().collect::<Vec<_>>()
@@ -409,7 +373,7 @@ mod tests {
     #[test]
     fn a_status_without_end_is_bounded() {
         let long = "x".repeat(LONGEST_STATUS);
-        let lines = written(false, &[(Channel::Error, &long), (Channel::Error, &long)]);
+        let lines = written(&[(Channel::Error, &long), (Channel::Error, &long)]);
         assert_eq!(lines, [line(Code::Exit, &long[..LONGEST_MESSAGE])]);
     }
 

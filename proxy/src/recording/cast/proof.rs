@@ -3,9 +3,11 @@
 use std::io::{self, BufRead, Read as _};
 
 use serde::Deserialize;
-use sha2::{Digest as _, Sha256};
 
-use super::{Code, SUMS, hex};
+use super::{
+    Code,
+    sum::{Sum, Sums},
+};
 
 /// A line is shorter: of what is read from a stream at once, every byte may take six, and a command is as long as the head
 /// of a request.
@@ -35,6 +37,8 @@ pub enum VerifyError {
 pub struct Verified {
     /// How many lines there are, the first and the sums included.
     pub lines: u64,
+    /// How the sums are made.
+    pub sums: Sums,
     /// The sum of the whole, as the agent's log has it for one that came to its end.
     pub sum: String,
     /// Whether the end is there.
@@ -61,7 +65,7 @@ struct Head {
 
 #[derive(Deserialize)]
 struct Ours {
-    sums: String,
+    sums: Sums,
 }
 
 /// Reads a recording, and checks each sum.
@@ -69,7 +73,8 @@ struct Ours {
 /// # Errors
 /// If it can't be read, isn't a recording, or isn't what was written.
 pub fn verify(mut recording: impl BufRead) -> Result<Verified, VerifyError> {
-    let mut sum = Sha256::new();
+    // The first line says which.
+    let (mut sums, mut sum) = (Sums::Blake3, Sum::new(Sums::Blake3));
     let (mut lines, mut proven, mut unproven) = (0, 0, 0);
     let mut end = None;
     let mut whole = false;
@@ -83,9 +88,11 @@ pub fn verify(mut recording: impl BufRead) -> Result<Verified, VerifyError> {
         lines += 1;
         if lines == 1 {
             let head: Head = serde_json::from_slice(&line).map_err(|_| VerifyError::Foreign)?;
-            if head.version != 2 || head.understudy.sums != SUMS {
+            if head.version != 2 {
                 return Err(VerifyError::Foreign);
             }
+            sums = head.understudy.sums;
+            sum = Sum::new(sums);
             unproven += line.len() as u64;
         } else if line.last() != Some(&b'\n') {
             // A write that didn't get through.
@@ -102,7 +109,7 @@ pub fn verify(mut recording: impl BufRead) -> Result<Verified, VerifyError> {
                 return Err(changed);
             };
             if code == Code::Sum.letter() {
-                if text != hex(sum.clone()) {
+                if text != sum.hex() {
                     return Err(changed);
                 }
                 (proven, unproven) = (lines, 0);
@@ -128,7 +135,8 @@ pub fn verify(mut recording: impl BufRead) -> Result<Verified, VerifyError> {
     };
     Ok(Verified {
         lines,
-        sum: hex(sum),
+        sums,
+        sum: sum.hex(),
         ending,
     })
 }

@@ -107,7 +107,7 @@ fn a_recording_is_an_asciicast() {
             "target": {"subresource": "exec", "namespace": "prod", "pod": "web-0"},
             "asked": {"container": "web", "command": ["sh", "-c", "ls -l"],
                       "stdin": true, "stdout": true, "stderr": true, "tty": true},
-            "recordsStdin": true, "sums": "sha256",
+            "recordsStdin": true, "sums": "blake3",
         },
     });
     assert_eq!(all[0], head);
@@ -126,6 +126,7 @@ fn a_recording_is_an_asciicast() {
     let verified = verify(&file[..]).unwrap();
     let whole = Verified {
         lines: all.len() as u64,
+        sums: Sums::Blake3,
         sum: sum.unwrap(),
         ending: Ending::Whole("closed".to_owned()),
     };
