@@ -77,7 +77,7 @@ pub struct SessionResourceSpec {
     /// Whether each request has to show a service account token that was made for the very pod that it comes from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub require_pod_token: Option<bool>,
-    /// Whether exec and attach are recorded by the agent. Where it is absent they aren't.
+    /// Whether exec, attach and port-forward are recorded by the agent. Where it is absent they aren't.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recording: Option<RecordingName>,
     /// Whether what is typed is recorded as well, passwords included.
@@ -100,8 +100,8 @@ pub enum AuthMethodName {
     CallerIdentity,
 }
 
-/// Whether exec and attach are recorded by the agent: none; best-effort, where it can be done; required, and they are
-/// refused where it can't.
+/// Whether exec, attach and port-forward are recorded by the agent: none; best-effort, where it can be done; required, and
+/// they are refused where it can't.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum RecordingName {
