@@ -315,6 +315,14 @@ fn rounds(name: &str, measure: Measure, peers: &[Peer], options: &Options) -> Ve
                     let fewer = if options.quick { 1 } else { goal.div_ceil(3) };
                     if counts { fewer } else { usize::from(!options.quick) }
                 }
+                // Each slice is a pair of its own.
+                Measure::BulkRecorded(_) | Measure::AuditCost if options.rounds.is_none() => {
+                    if options.quick {
+                        3
+                    } else {
+                        8
+                    }
+                }
                 _ if in_pairs && counts => goal,
                 _ => rest,
             }
@@ -446,6 +454,7 @@ mod tests {
         assert_eq!(rounds("latency-1"), [15, 15, 2, 15]);
         assert_eq!(rounds("watches-h1"), [0, 1, 1, 1], "direct has no memory of its own");
         assert_eq!(rounds("watches-h2"), [0, 0, 1, 1], "nginx can't open one");
+        assert_eq!(rounds("bulk-recorded"), [0, 0, 0, 8], "nobody else records");
     }
 
     #[test]

@@ -49,7 +49,7 @@ const fn goal(title: &'static str, measure: &'static str, quantity: &'static str
 }
 
 /// All of them.
-pub const GOALS: [Goal; 23] = [
+pub const GOALS: [Goal; 26] = [
     goal(
         "requests per CPU-second, HTTP/1.1, 1 connection: at least 1.3 times nginx",
         "h1-1",
@@ -157,6 +157,24 @@ pub const GOALS: [Goal; 23] = [
         "fanout",
         "p99-us",
         Claim::TimesAtMost(Peer::Direct, 1.5),
+    ),
+    goal(
+        "recording of exec bulk, WebSocket: at most 1.05 times the CPU of unrecorded bulk",
+        "bulk-recorded",
+        "cpu-times",
+        Claim::AtMost(1.05),
+    ),
+    goal(
+        "recording of exec bulk, SPDY: at most 1.05 times the CPU of unrecorded bulk",
+        "bulk-recorded-spdy",
+        "cpu-times",
+        Claim::AtMost(1.05),
+    ),
+    goal(
+        "audit at Metadata: at most 1.05 times the CPU of requests without",
+        "audit-cost",
+        "cpu-times",
+        Claim::AtMost(1.05),
     ),
     goal(
         "untagged connect: at most 200 ns of program time",

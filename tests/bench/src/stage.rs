@@ -44,10 +44,21 @@ const SMALL: &str = "/api/v1/namespaces/default/pods/small";
 pub struct Stage {
     node: Node,
     pod: Pod,
+    /// Its execs are recorded.
+    recorded: Pod,
     upstream: Arc<Running>,
     control: PathBuf,
     programs: PathBuf,
     open_files: u64,
+}
+
+/// Of which pod a client is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Via {
+    /// Of one that all measures use.
+    Plain,
+    /// Of one whose session is recorded.
+    Recorded,
 }
 
 /// What is measured, running.
@@ -60,6 +71,8 @@ pub struct Target {
     /// The box that it is in.
     pub stage: Stage,
     executables: Executables,
+    /// What the agent is told besides.
+    arguments: Vec<String>,
     server: Server,
 }
 
@@ -97,6 +110,10 @@ impl Stage {
         let pod = node.pod(PodSpec::named("client"))?;
         let session = Session::named("default", "bench").acting_as(&node.accounts().viewer);
         node.sessions().write(&session.for_pod(&pod))?;
+        let recorded = node.pod(PodSpec::named("recorded"))?;
+        let session = Session::named("default", "recorded").acting_as(&node.accounts().viewer);
+        let session = session.field("recording", "required".into());
+        node.sessions().write(&session.for_pod(&recorded))?;
 
         let programs = std::env::current_exe().context("where this program is")?;
         let programs = programs.parent().context("a program lies in a directory")?.to_owned();
@@ -121,6 +138,7 @@ impl Stage {
         Ok(Self {
             node,
             pod,
+            recorded,
             upstream: Arc::new(upstream),
             control,
             programs,
@@ -180,10 +198,35 @@ impl Stage {
         launcher(self.pod.command("prlimit"), self.open_files, OTHERS).arg(program)
     }
 
-    /// The project's own client in the pod.
+    /// The project's own client in a pod.
     #[must_use]
-    pub fn load(&self) -> Command {
-        launcher(self.pod.command("prlimit"), self.open_files, OTHERS).arg(self.programs.join("load"))
+    pub fn load(&self, via: Via) -> Command {
+        launcher(self.pod(via).command("prlimit"), self.open_files, OTHERS).arg(self.programs.join("load"))
+    }
+
+    fn pod(&self, via: Via) -> &Pod {
+        match via {
+            Via::Plain => &self.pod,
+            Via::Recorded => &self.recorded,
+        }
+    }
+
+    fn audit_log(&self) -> PathBuf {
+        self.node.directory().join("agent/audit.jsonl")
+    }
+
+    fn recordings(&self) -> PathBuf {
+        self.node.directory().join("recordings")
+    }
+
+    /// Writes a file for the agent, and says where it is.
+    ///
+    /// # Errors
+    /// It can't be written.
+    pub fn write(&self, name: &str, text: &str) -> Result<PathBuf> {
+        let path = self.node.directory().join("agent").join(name);
+        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+        Ok(path)
     }
 
     /// A program of the node's own, on the processor of clients.
@@ -225,6 +268,7 @@ impl Target {
             address,
             stage: stage.clone(),
             executables: executables.clone(),
+            arguments: Vec::new(),
             server: Server::None,
         };
         target.server = target.serve().await?;
@@ -244,6 +288,19 @@ impl Target {
                 self.serve().await?
             }
         };
+        Ok(())
+    }
+
+    /// Ends an agent and starts it anew with other arguments besides those that all are started with.
+    ///
+    /// # Errors
+    /// As [`Target::start`].
+    pub async fn restart_with(&mut self, arguments: &[String]) -> Result<()> {
+        if let Server::Agent(mut agent) = std::mem::replace(&mut self.server, Server::None) {
+            agent.kill9().await?;
+        }
+        arguments.clone_into(&mut self.arguments);
+        self.server = self.serve().await?;
         Ok(())
     }
 
@@ -273,9 +330,9 @@ impl Target {
 
     /// The header fields that a client has to send here, as `Name: value`.
     #[must_use]
-    pub fn headers(&self) -> Vec<String> {
+    pub fn headers(&self, via: Via) -> Vec<String> {
         let fields = if self.peer.is_proxy() {
-            let own = format!("Bearer {}", self.stage.pod.token());
+            let own = format!("Bearer {}", self.stage.pod(via).token());
             vec![("Authorization".to_owned(), own)]
         } else {
             self.stage.identity()
@@ -288,13 +345,19 @@ impl Target {
     /// `load`, told where this is and what to send.
     #[must_use]
     pub fn load(&self, what: &str) -> Command {
+        self.load_via(Via::Plain, what)
+    }
+
+    /// `load` in another pod.
+    #[must_use]
+    pub fn load_via(&self, via: Via, what: &str) -> Command {
         let mut command = self
             .stage
-            .load()
+            .load(via)
             .arg(what)
             .args(["--address", &self.address.to_string(), "--name", SERVER_NAME, "--ca"])
             .arg(self.stage.node.cluster_ca_file());
-        for header in self.headers() {
+        for header in self.headers(via) {
             command = command.args(["--header", &header]);
         }
         command
@@ -303,6 +366,12 @@ impl Target {
     /// wrk over that many connections.
     #[must_use]
     pub fn wrk(&self, connections: u32, seconds: u32) -> Command {
+        self.wrk_at(SMALL, connections, seconds)
+    }
+
+    /// wrk, asking for something else.
+    #[must_use]
+    pub fn wrk_at(&self, path: &str, connections: u32, seconds: u32) -> Command {
         let mut command = self.stage.client("wrk").args([
             "--threads=1",
             "--timeout=10s",
@@ -310,10 +379,10 @@ impl Target {
             &format!("--duration={seconds}s"),
             &format!("--header=Host: {SERVER_NAME}"),
         ]);
-        for header in self.headers() {
+        for header in self.headers(Via::Plain) {
             command = command.arg(format!("--header={header}"));
         }
-        command.arg(format!("https://{}{SMALL}", self.address))
+        command.arg(format!("https://{}{path}", self.address))
     }
 
     /// h2load over that many connections, each with that many streams.
@@ -325,7 +394,7 @@ impl Target {
             format!("--duration={seconds}"),
             format!("--connect-to={}", self.address),
         ]);
-        for header in self.headers() {
+        for header in self.headers(Via::Plain) {
             command = command.arg(format!("--header={header}"));
         }
         command.arg(format!("https://{SERVER_NAME}{SMALL}"))
@@ -337,12 +406,42 @@ impl Target {
     /// It can't be written.
     pub fn tidy(&self) -> Result<()> {
         if self.peer.is_understudy() {
-            let log = self.stage.node.directory().join("agent/audit.jsonl");
-            let file = fs::File::options().write(true).open(&log);
-            file.and_then(|file| file.set_len(0))
-                .with_context(|| format!("emptying {}", log.display()))?;
+            self.take_audit_log()?;
         }
         Ok(())
+    }
+
+    /// Empties the agent's audit log, and says how long it was.
+    ///
+    /// # Errors
+    /// It can't be written.
+    pub fn take_audit_log(&self) -> Result<u64> {
+        let log = self.stage.audit_log();
+        let file = fs::File::options().write(true).open(&log);
+        let emptied = file.and_then(|file| {
+            let length = file.metadata()?.len();
+            file.set_len(0)?;
+            Ok(length)
+        });
+        emptied.with_context(|| format!("emptying {}", log.display()))
+    }
+
+    /// Removes the agent's recordings, and says how long they were together.
+    ///
+    /// # Errors
+    /// They can't be removed.
+    pub fn take_recordings(&self) -> Result<u64> {
+        let directory = self.stage.recordings();
+        let taken = || {
+            let mut length = 0;
+            for file in fs::read_dir(&directory)? {
+                let path = file?.path();
+                length += fs::metadata(&path)?.len();
+                fs::remove_file(path)?;
+            }
+            Ok::<_, std::io::Error>(length)
+        };
+        taken().with_context(|| format!("emptying {}", directory.display()))
     }
 
     async fn serve(&self) -> Result<Server> {
@@ -363,7 +462,11 @@ impl Target {
             .args(["--max-connections-per-pod", "65536"])
             .args(["--max-requests-per-pod", "65536"])
             .args(["--max-handshakes-per-pod", "1024"])
-            .args(["--max-pending-connections", "16384"]);
+            .args(["--max-pending-connections", "16384"])
+            .args(["--recordings", &self.stage.recordings().display().to_string()]);
+        for argument in &self.arguments {
+            options = options.arg(argument);
+        }
         if let Some(executable) = executable {
             options = options.executable(executable);
         }

@@ -1,6 +1,7 @@
 //! What is measured. Each measure runs one slice against one target and says what it saw in numbers; whatever isn't
 //! exactly as it should be makes the slice void, which is an error here.
 
+mod beside;
 mod latency;
 mod memory;
 pub mod node;
@@ -107,10 +108,14 @@ pub enum Measure {
     Echo(Transport),
     /// Bytes through an exec.
     Bulk(Transport),
+    /// What it costs to record them.
+    BulkRecorded(Transport),
+    /// What the audit log costs.
+    AuditCost,
 }
 
 /// All of them, by the names that `--only` takes, in the order in which they run.
-pub const MEASURES: [(&str, Measure); 21] = [
+pub const MEASURES: [(&str, Measure); 24] = [
     ("h1-1", Measure::Requests(Protocol::Http1, 1, 1)),
     ("h1-16", Measure::Requests(Protocol::Http1, 16, 1)),
     ("h1-128", Measure::Requests(Protocol::Http1, 128, 1)),
@@ -132,6 +137,9 @@ pub const MEASURES: [(&str, Measure); 21] = [
     ("echo-spdy", Measure::Echo(Transport::Spdy)),
     ("bulk-websocket", Measure::Bulk(Transport::WebSocket)),
     ("bulk-spdy", Measure::Bulk(Transport::Spdy)),
+    ("bulk-recorded", Measure::BulkRecorded(Transport::WebSocket)),
+    ("bulk-recorded-spdy", Measure::BulkRecorded(Transport::Spdy)),
+    ("audit-cost", Measure::AuditCost),
 ];
 
 const fn quantity(id: &'static str, title: &'static str, better: Better) -> Quantity {
@@ -154,6 +162,20 @@ const HANDSHAKES: [Quantity; 2] = [
 const TRANSFER: [Quantity; 2] = [
     quantity("mb-per-cpu-second", "MB per CPU-second", Better::Higher),
     quantity("mb-per-second", "MB per second", Better::Higher),
+];
+const RECORDED: [Quantity; 3] = [
+    quantity("cpu-times", "CPU per MB recorded, times unrecorded", Better::Lower),
+    quantity("time-times", "time per MB recorded, times unrecorded", Better::Lower),
+    quantity("mb-per-cpu-second", "MB per CPU-second, recorded", Better::Higher),
+];
+const AUDITED: [Quantity; 3] = [
+    quantity("cpu-times", "CPU per request at Metadata, times at None", Better::Lower),
+    quantity(
+        "time-times",
+        "time per request at Metadata, times at None",
+        Better::Lower,
+    ),
+    quantity("per-cpu-second", "requests per CPU-second at Metadata", Better::Higher),
 ];
 const READERS: [Quantity; 1] = [quantity("rss-mib", "RSS, MiB", Better::Lower)];
 const HELD: [Quantity; 2] = [
@@ -203,6 +225,9 @@ impl Measure {
             Self::Echo(Transport::Spdy) => "exec round trip, SPDY".to_owned(),
             Self::Bulk(Transport::WebSocket) => "exec bulk, WebSocket".to_owned(),
             Self::Bulk(Transport::Spdy) => "exec bulk, SPDY".to_owned(),
+            Self::BulkRecorded(Transport::WebSocket) => "Recording exec bulk, WebSocket".to_owned(),
+            Self::BulkRecorded(Transport::Spdy) => "Recording exec bulk, SPDY".to_owned(),
+            Self::AuditCost => "Audit of small GETs, HTTP/1.1, 16 connections".to_owned(),
         }
     }
 
@@ -214,6 +239,8 @@ impl Measure {
             Self::LatencyAlone | Self::LatencyHalf | Self::FanOut | Self::Echo(_) => &LATENCY,
             Self::Handshakes { .. } => &HANDSHAKES,
             Self::List | Self::Bulk(_) => &TRANSFER,
+            Self::BulkRecorded(_) => &RECORDED,
+            Self::AuditCost => &AUDITED,
             Self::Readers => &READERS,
             Self::Watches(_) | Self::Idle => &HELD,
         }
@@ -236,6 +263,8 @@ impl Measure {
             Self::FanOut => peer != Peer::Nginx,
             // HAProxy can't upgrade a connection that it multiplexes.
             Self::Echo(_) | Self::Bulk(_) => peer != Peer::HaproxyH2,
+            // Nobody else has either.
+            Self::BulkRecorded(_) | Self::AuditCost => peer.is_understudy(),
             _ => true,
         }
     }
@@ -260,6 +289,8 @@ impl Measure {
             Self::FanOut => streams::fan_out(target, terms).await,
             Self::Echo(transport) => streams::echo(target, terms, transport).await,
             Self::Bulk(transport) => transfer::bulk(target, terms, transport).await,
+            Self::BulkRecorded(transport) => beside::recorded(target, terms, transport).await,
+            Self::AuditCost => beside::audited(target, terms).await,
         }?;
         let now = target.stage.refused().await?;
         ensure!(

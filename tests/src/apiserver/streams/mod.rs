@@ -17,6 +17,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 pub use self::{
     client::{Channel, SpdyExec},
     exec::Exec,
+    program::{LOG_FILE, log},
 };
 use self::{negotiate::Protocol, program::Program};
 use super::{

@@ -1,8 +1,9 @@
 //! What runs in the pods: not processes, but a few commands of a tiny shell, enough to tell whether each stream
-//! carries what it should. `echo`, `cat`, `wc -c`, `head -c N /dev/zero`, `sleep N`, `exit N`, `true`, `false`, and
+//! carries what it should. `echo`, `cat`, `wc -c`, `head -c N /dev/zero`,
+//! `head -c N` of a log that never ends, `sleep N`, `exit N`, `true`, `false`, and
 //! `sh -c` of those, joined by `;` or newlines, with `>&2`.
 
-use std::time::Duration;
+use std::{fmt::Write as _, sync::LazyLock, time::Duration};
 
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -10,6 +11,36 @@ use tokio::sync::mpsc;
 
 /// The most that is written at once.
 const CHUNK: usize = 32 * 1024;
+
+/// The log that never ends.
+pub const LOG_FILE: &str = "/var/log/messages";
+
+static LOG: LazyLock<Bytes> = LazyLock::new(|| {
+    let mut text = String::with_capacity(2 * CHUNK);
+    for line in 0_u64.. {
+        if text.len() >= CHUNK {
+            break;
+        }
+        let (second, micros, id) = (
+            line % 60,
+            line * 7919 % 1_000_000,
+            line.wrapping_mul(0x9e37_79b9_7f4a_7c15),
+        );
+        // A string never fails to take more.
+        let _ = writeln!(
+            text,
+            "2026-11-22T19:05:{second:02}.{micros:06}Z INFO request id={id} path=/api/v1/pods \"GET\" status=200"
+        );
+    }
+    text.truncate(CHUNK);
+    Bytes::from(text)
+});
+
+/// What the log has, again and again: lines as programs print them.
+#[must_use]
+pub fn log() -> Bytes {
+    LOG.clone()
+}
 
 /// The streams of a program, as a transport holds their other ends. Channels of a few chunks, so that a slow client
 /// slows the program.
@@ -113,10 +144,13 @@ impl Step {
             }
             "head" => {
                 let mut left: usize = arguments.get(1).and_then(|count| count.parse().ok()).unwrap_or(0);
-                let zeros = Bytes::from(vec![0; CHUNK]);
+                let block = match arguments.get(2).map(String::as_str) {
+                    Some(LOG_FILE) => log(),
+                    _ => Bytes::from(vec![0; CHUNK]),
+                };
                 while left > 0 {
                     let size = left.min(CHUNK);
-                    self.write(streams, zeros.slice(..size)).await?;
+                    self.write(streams, block.slice(..size)).await?;
                     left -= size;
                 }
             }
@@ -193,6 +227,7 @@ mod tests {
     #[case(&["cat"], "in", "in", "", 0)]
     #[case(&["wc", "-c"], "four", "4\n", "", 0)]
     #[case(&["head", "-c", "3", "/dev/zero"], "", "\0\0\0", "", 0)]
+    #[case(&["head", "-c", "10", LOG_FILE], "", "2026-11-22", "", 0)]
     #[case(&["false"], "", "", "", 1)]
     #[case(&["sh", "-c", "echo out; echo err >&2; exit 3; echo never"], "", "out\n", "err\n", 3)]
     #[case(&["/bin/sh", "-c", "cat; true"], "x", "x", "", 0)]

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use clap::{Args, ValueEnum};
 use serde_json::json;
 use understudy_bench::durations::Durations;
+use understudy_tests::apiserver::{LOG_FILE, log};
 
 use super::{
     exec::{Came, Exec, Transport},
@@ -43,6 +44,37 @@ enum Direction {
     Up,
 }
 
+/// What the program prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Content {
+    Zeros,
+    Lines,
+}
+
+impl Content {
+    fn file(self) -> &'static str {
+        match self {
+            Self::Zeros => "/dev/zero",
+            Self::Lines => LOG_FILE,
+        }
+    }
+
+    /// Whether these bytes are what it prints from an offset on.
+    fn is_at(self, offset: usize, data: &[u8]) -> bool {
+        match self {
+            Self::Zeros => data.iter().all(|byte| *byte == 0),
+            Self::Lines => {
+                let log = log();
+                let start = &log[offset % log.len()..];
+                match data.split_at_checked(start.len()) {
+                    None => start.starts_with(data),
+                    Some((first, rest)) => start == first && rest.chunks(log.len()).all(|part| log.starts_with(part)),
+                }
+            }
+        }
+    }
+}
+
 /// Prints how fast many bytes go to a program or come of one.
 #[derive(Debug, Args)]
 pub(crate) struct Bulk {
@@ -57,6 +89,9 @@ pub(crate) struct Bulk {
     /// From the program, or to it.
     #[arg(long, value_enum, default_value = "down")]
     direction: Direction,
+    /// Of which kind, where they come from it.
+    #[arg(long, value_enum, default_value = "zeros")]
+    content: Content,
 }
 
 impl Echo {
@@ -118,12 +153,17 @@ impl Bulk {
     /// From the first byte that comes to the end.
     async fn down(&self) -> Result<Duration> {
         let length = self.bytes.to_string();
-        let mut exec = Exec::start(&self.server, self.transport, &["head", "-c", &length, "/dev/zero"]).await?;
+        let mut exec = Exec::start(
+            &self.server,
+            self.transport,
+            &["head", "-c", &length, self.content.file()],
+        )
+        .await?;
         let mut begun = None;
         let mut came = 0;
         while let Came::Stdout(data) = exec.read().await? {
             begun.get_or_insert_with(Instant::now);
-            ensure!(data.iter().all(|byte| *byte == 0), "something else than zeros came");
+            ensure!(self.content.is_at(came, &data), "something else came than was printed");
             came += data.len();
         }
         ensure!(came == self.bytes, "{came} bytes came in place of {}", self.bytes);
