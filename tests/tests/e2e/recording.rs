@@ -175,7 +175,7 @@ async fn what_is_recorded_is_what_the_terminal_showed(#[case] websocket: &str, #
         .command(binaries::understudy()?)?
         .args(["recordings", "verify"]);
     let said = verify.arg(&recorded.path).stdout().await?;
-    assert!(said.contains(": whole, closed, sha256 "), "{said}");
+    assert!(said.contains(": whole, closed, blake3 "), "{said}");
     assert_eq!(
         (recorded.end.as_deref(), recorded.text("x").as_str()),
         (Some("closed"), "0")
