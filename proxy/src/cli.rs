@@ -13,6 +13,7 @@ use crate::{
     audit::{AuditFailure, Rotation, mask::Mask},
     limits::Limits,
     pod::SessionId,
+    recording::age::Recipient,
     tools::Tool,
 };
 
@@ -85,7 +86,7 @@ pub enum Command {
         #[arg(long)]
         stay: bool,
     },
-    /// Looks at recordings of exec and attach.
+    /// Looks at recordings of exec, attach and port-forward.
     Recordings {
         /// What to do with them.
         #[command(subcommand)]
@@ -110,6 +111,19 @@ pub enum RecordingsCommand {
         /// The recordings.
         #[arg(value_name = "FILE", required = true)]
         files: Vec<PathBuf>,
+        /// A file with identities of age's, to open those that are sealed and look at what is in them. Without it, their
+        /// sums are checked. May be given several times.
+        #[arg(long, value_name = "FILE")]
+        identity: Vec<PathBuf>,
+    },
+    /// Writes what was sealed in one to standard output, as a player reads it.
+    Decrypt {
+        /// The recording.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// A file with identities of age's. May be given several times.
+        #[arg(long, value_name = "FILE", required = true)]
+        identity: Vec<PathBuf>,
     },
 }
 
@@ -147,9 +161,13 @@ pub struct AgentOptions {
     /// nothing, and `RUST_LOG` holds.
     #[arg(long, value_name = "PATH")]
     pub log_level_file: Option<PathBuf>,
-    /// Where to keep recordings of exec and attach, a file for each. Sessions that ask for it are recorded.
+    /// Where to keep recordings of exec, attach and port-forward, a file for each. Sessions that ask for it are recorded.
     #[arg(long, value_name = "DIR")]
     pub recordings: Option<PathBuf>,
+    /// Whom recordings are sealed for, by age: age1..., as age-keygen prints it. Only whoever has the identity of one
+    /// can read them. May be given several times.
+    #[arg(long = "recording-recipient", value_name = "RECIPIENT", requires = "recordings")]
+    pub recording_recipients: Vec<Recipient>,
     /// This node's name: for the audit log and, without `--sessions`, for finding its pods.
     #[arg(
         long,

@@ -67,6 +67,7 @@ pub struct Exchange {
     cut_short: AtomicBool,
     broken_off: OnceLock<Refusal>,
     upgrade: OnceLock<&'static str>,
+    recording: OnceLock<Arc<str>>,
     refused: OnceLock<Refusal>,
     /// As whom the session has it act, until something else is known.
     acting: Option<Arc<User>>,
@@ -109,6 +110,7 @@ impl Exchange {
             cut_short: AtomicBool::new(false),
             broken_off: OnceLock::new(),
             upgrade: OnceLock::new(),
+            recording: OnceLock::new(),
             refused: OnceLock::new(),
             request_body: OnceLock::new(),
             response_body: OnceLock::new(),
@@ -224,6 +226,11 @@ impl Exchange {
         let _ = self.upgrade.set(protocol);
     }
 
+    /// What passes from now on is recorded, under that name.
+    pub fn recorded(&self, recording: Arc<str>) {
+        let _ = self.recording.set(recording);
+    }
+
     /// The client's body has no end: it broke off, can't be understood any further, or comes too slowly.
     pub fn break_off(&self, refusal: Refusal) {
         if refusal == Refusal::RequestTimeout {
@@ -289,6 +296,7 @@ impl Exchange {
             response_bytes: self.response_bytes.load(Ordering::Relaxed),
             cut_short: self.cut_short.load(Ordering::Relaxed),
             upgrade: self.upgrade.get().copied(),
+            recording: self.recording.get().cloned(),
             refused: self.refused.get().copied(),
             bodies: None,
             bodies_left_out: false,

@@ -186,6 +186,9 @@ impl Upgrade {
         identity::strip_response(&mut headers);
         self.ask(&mut headers);
         exchange.upgraded(self.protocol.name());
+        if let Some(recording) = &recording {
+            exchange.recorded(recording.name());
+        }
         let ended = session.ended.clone();
         let id = session.id.clone();
         let client = self.client;

@@ -251,7 +251,9 @@ impl Agent {
 
 async fn recordings(options: &AgentOptions, clock: &Clock, metrics: &Metrics) -> anyhow::Result<Recordings> {
     Ok(match &options.recordings {
-        Some(directory) => Recordings::open(directory.clone(), clock.clone(), metrics).await?,
+        Some(directory) => Recordings::open(directory.clone(), clock.clone(), metrics)
+            .await?
+            .sealed_for(options.recording_recipients.clone()),
         None => Recordings::nowhere(metrics),
     })
 }

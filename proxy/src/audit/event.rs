@@ -163,6 +163,8 @@ pub struct Event {
     pub cut_short: bool,
     /// The protocol upgraded to.
     pub upgrade: Option<&'static str>,
+    /// The name of its recording, where it has one.
+    pub recording: Option<Arc<str>>,
     /// Why the agent answered by itself.
     pub refused: Option<Refusal>,
     /// The bodies, at the levels that ask for them.

@@ -135,6 +135,7 @@ fn event(asked: Asked) -> Event {
         response_bytes: 0,
         cut_short: false,
         upgrade: None,
+        recording: None,
         refused: None,
         bodies: None,
         bodies_left_out: false,

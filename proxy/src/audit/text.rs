@@ -174,6 +174,7 @@ fn annotations(out: &mut Vec<u8>, event: &Event) {
         ("http-method", Some(&*asked.method)),
         ("proof", event.caller.as_ref().map(|caller| caller.proof)),
         ("upgrade", event.upgrade),
+        ("recording", event.recording.as_deref()),
         ("refused", event.refused.map(Refusal::as_str)),
         ("doubt", event.reading.as_ref().err().map(|doubt| doubt.why())),
         ("cut-short", event.cut_short.then_some("true")),

@@ -8,6 +8,7 @@
 mod escape;
 mod lines;
 mod proof;
+mod seal;
 mod sum;
 
 use std::{
@@ -18,13 +19,18 @@ use std::{
 use jiff::Timestamp;
 use serde::Serialize;
 
-use self::{lines::Lines, sum::Sum};
+use self::{
+    lines::Lines,
+    seal::{Seal, Wrapped},
+    sum::Sum,
+};
 pub use self::{
-    proof::{Ending, Verified, VerifyError, verify},
+    proof::{Ending, Sealing, Verified, VerifyError, read, verify},
     sum::Sums,
 };
 use super::{
     about::About,
+    age::{AgeError, Recipient},
     transcript::{Piece, Transcript},
 };
 
@@ -51,6 +57,8 @@ pub enum Code {
     Exit,
     /// Ours: something happened in a port-forward.
     Port,
+    /// Ours: lines that only some may read.
+    Sealed,
     /// Ours: it is at its end, and why. But for the sum, nothing follows.
     End,
     /// Ours: the sum of all before.
@@ -67,6 +75,7 @@ impl Code {
             Self::Closed => 'c',
             Self::Exit => 'x',
             Self::Port => 'p',
+            Self::Sealed => 'e',
             Self::End => 'z',
             Self::Sum => 'h',
         }
@@ -116,6 +125,28 @@ struct Ours<'a> {
     sums: Sums,
 }
 
+/// The first line of one that only some may read: enough to find it, and to prove it, by. The other stands in its first
+/// frame.
+#[derive(Serialize)]
+struct SealedHeader<'a> {
+    version: u8,
+    width: u16,
+    height: u16,
+    timestamp: i64,
+    understudy: SealedOurs<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct SealedOurs<'a> {
+    #[serde(rename = "auditID")]
+    audit_id: &'a str,
+    session: &'a str,
+    node: &'a str,
+    sums: Sums,
+    sealed: Wrapped,
+}
+
 /// A recording that is being written.
 pub struct Cast<W> {
     sink: W,
@@ -127,6 +158,14 @@ pub struct Cast<W> {
     lines: Lines,
     /// When the last event was: none is before it.
     last: Duration,
+    /// Where only some may read it.
+    sealing: Option<Sealed>,
+}
+
+struct Sealed {
+    seal: Seal,
+    /// What is to be written next, in a frame.
+    frames: Lines,
 }
 
 impl<W: Write> Cast<W> {
@@ -135,6 +174,14 @@ impl<W: Write> Cast<W> {
     /// # Errors
     /// If the line can't be written.
     pub fn begin(sink: W, about: &About, now: Timestamp) -> io::Result<Self> {
+        Self::begin_for(sink, about, now, &[])
+    }
+
+    /// Begins one that only these may read; everybody, where there are none.
+    ///
+    /// # Errors
+    /// If it can't be written, or sealed.
+    pub fn begin_for(sink: W, about: &About, now: Timestamp, recipients: &[Recipient]) -> io::Result<Self> {
         let header = Header {
             version: 2,
             width: COLUMNS,
@@ -152,9 +199,35 @@ impl<W: Write> Cast<W> {
             written: 0,
             lines: Lines::new(first, !about.asked.tty),
             last: Duration::ZERO,
+            sealing: None,
         };
-        cast.commit()?;
+        if !recipients.is_empty() {
+            cast.begin_sealed(about, now, recipients).map_err(io::Error::other)?;
+        }
+        cast.commit(None)?;
         Ok(cast)
+    }
+
+    fn begin_sealed(&mut self, about: &About, now: Timestamp, recipients: &[Recipient]) -> Result<(), BeginError> {
+        let (seal, wrapped) = Seal::new(recipients)?;
+        let header = SealedHeader {
+            version: 2,
+            width: COLUMNS,
+            height: ROWS,
+            timestamp: now.as_second(),
+            understudy: SealedOurs {
+                audit_id: &about.audit_id,
+                session: &about.session,
+                node: &about.node,
+                sums: SUMS,
+                sealed: wrapped,
+            },
+        };
+        let mut first = Lines::new(serde_json::to_vec(&header)?, false);
+        self.put(&mut first)?;
+        let frames = first;
+        self.sealing = Some(Sealed { seal, frames });
+        Ok(())
     }
 
     /// Writes down what passed, each piece with the time since the beginning. All of it in one write, with its sum.
@@ -171,7 +244,7 @@ impl<W: Write> Cast<W> {
         if self.lines.as_bytes().is_empty() {
             return Ok(());
         }
-        self.commit()
+        self.commit(None)
     }
 
     /// Writes the end, and gives the last sum, which stands for the whole, and why it ended. Nothing was cut short where
@@ -189,7 +262,7 @@ impl<W: Write> Cast<W> {
         let (lines, last) = (&mut self.lines, self.last);
         self.transcript.end(&mut |code, text| lines.add(last, code, text));
         lines.add(last, Code::End, why.name());
-        self.commit()?;
+        self.commit(Some(why))?;
         self.sink.flush()?;
         Ok((self.sum.hex(), why))
     }
@@ -206,22 +279,59 @@ impl<W: Write> Cast<W> {
         &self.sink
     }
 
-    fn commit(&mut self) -> io::Result<()> {
-        let mut sum = self.sum.clone();
-        sum.update(self.lines.as_bytes());
-        let summed = self.lines.as_bytes().len();
-        self.lines.add(self.last, Code::Sum, &sum.hex());
-        let lines = self.lines.as_bytes();
-        sum.update(&lines[summed..]);
-        let outcome = self.sink.write_all(lines);
-        if outcome.is_ok() {
-            self.sum = sum;
-            self.written += lines.len() as u64;
-        }
+    /// Writes what there is to be written; the end stands in the clear as well, that all can tell whether it is there.
+    fn commit(&mut self, end: Option<End>) -> io::Result<()> {
+        let mut lines = std::mem::take(&mut self.lines);
+        let outcome = match self.sealing.take() {
+            None => self.put(&mut lines),
+            Some(mut sealing) => {
+                let outcome = self.put_sealed(&mut sealing, &lines, end);
+                self.sealing = Some(sealing);
+                outcome
+            }
+        };
         // What couldn't be written isn't there, nor will it be.
-        self.lines.clear();
+        lines.clear();
+        self.lines = lines;
         outcome
     }
+
+    fn put_sealed(&mut self, sealing: &mut Sealed, lines: &Lines, end: Option<End>) -> io::Result<()> {
+        let frame = sealing.seal.close(lines.as_bytes(), &self.sum.hex());
+        let frame = frame.map_err(io::Error::other)?;
+        sealing.frames.add(self.last, Code::Sealed, frame);
+        if let Some(why) = end {
+            sealing.frames.add(self.last, Code::End, why.name());
+        }
+        self.put(&mut sealing.frames)
+    }
+
+    /// Writes lines and their sum, and takes them away.
+    fn put(&mut self, lines: &mut Lines) -> io::Result<()> {
+        let mut sum = self.sum.clone();
+        sum.update(lines.as_bytes());
+        let summed = lines.as_bytes().len();
+        lines.add(self.last, Code::Sum, &sum.hex());
+        sum.update(&lines.as_bytes()[summed..]);
+        let outcome = self.sink.write_all(lines.as_bytes());
+        if outcome.is_ok() {
+            self.sum = sum;
+            self.written += lines.as_bytes().len() as u64;
+        }
+        lines.clear();
+        outcome
+    }
+}
+
+/// Why a sealed recording can't be begun.
+#[derive(Debug, thiserror::Error)]
+enum BeginError {
+    #[error("it can't be sealed: {0}")]
+    Seal(#[from] AgeError),
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    #[error(transparent)]
+    Write(#[from] io::Error),
 }
 
 impl<W> std::fmt::Debug for Cast<W> {

@@ -26,6 +26,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     about::About,
+    age::Recipient,
     cast::{Cast, End},
     policy::Terms,
     ports::{Carrier, Ports},
@@ -40,8 +41,10 @@ use crate::{
 
 /// What may wait to be written: as many readings of a stream, each of what its pipe holds at most.
 const QUEUE: usize = 32;
-/// As many are written at once.
+/// As many are written at once,
 const BATCH: usize = 16;
+/// and what comes within as long. Until then, what an agent that is killed took down isn't in the file.
+const GATHERING: Duration = Duration::from_millis(5);
 /// As long may it take to begin one: a request waits for it.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Of a session's name, as much is in a file's name, which has its limits.
@@ -115,6 +118,8 @@ impl Failure {
 #[derive(Debug, Clone)]
 pub struct Recordings {
     directory: Option<Arc<Path>>,
+    /// Who alone may read them; everybody, where there are none.
+    recipients: Arc<[Recipient]>,
     clock: Clock,
     counts: RecordingCounts,
 }
@@ -125,6 +130,7 @@ impl Recordings {
     pub fn nowhere(metrics: &Metrics) -> Self {
         Self {
             directory: None,
+            recipients: Arc::default(),
             clock: Clock::system(),
             counts: metrics.recording().clone(),
         }
@@ -145,9 +151,17 @@ impl Recordings {
             })?;
         Ok(Self {
             directory: Some(directory.into()),
+            recipients: Arc::default(),
             clock,
             counts: metrics.recording().clone(),
         })
+    }
+
+    /// From now on only these may read what is recorded; everybody, where there are none.
+    #[must_use]
+    pub fn sealed_for(mut self, recipients: Vec<Recipient>) -> Self {
+        self.recipients = recipients.into();
+        self
     }
 
     /// Begins a recording. Unless it is [started](Recording::start), its file goes with it.
@@ -172,8 +186,9 @@ impl Recordings {
         let file = directory.join(file_name(&about, now));
         let session = about.session.clone();
         let is_forward = about.target.is_forward();
-        let path = file.clone();
-        let begun = timeout(PATIENCE, task::spawn_blocking(move || begin(&path, &about, now))).await;
+        let (path, recipients) = (file.clone(), Arc::clone(&self.recipients));
+        let work = task::spawn_blocking(move || begin(&path, &about, now, &recipients));
+        let begun = timeout(PATIENCE, work).await;
         let cast = begun
             .map_err(|_| RecordingError::Slow(file.clone()))?
             .map_err(|_| RecordingError::Stopped)?
@@ -201,8 +216,8 @@ fn try_directory(directory: &Path) -> io::Result<()> {
     fs::remove_file(&trial)
 }
 
-fn begin(path: &Path, about: &About, now: Timestamp) -> io::Result<Cast<File>> {
-    let begun = Cast::begin(make(path)?, about, now);
+fn begin(path: &Path, about: &About, now: Timestamp, recipients: &[Recipient]) -> io::Result<Cast<File>> {
+    let begun = Cast::begin_for(make(path)?, about, now, recipients);
     if begun.is_err() {
         let _ = fs::remove_file(path);
     }
@@ -350,6 +365,13 @@ impl Running {
         )
     }
 
+    /// The file's name, by which the audit log names the recording.
+    #[must_use]
+    pub fn name(&self) -> Arc<str> {
+        let name = self.shared.file.file_name().unwrap_or_default();
+        name.to_string_lossy().into()
+    }
+
     /// Resolves when the stream has to end because it isn't recorded any further.
     pub async fn forbids(&self) {
         if self.shared.terms.required {
@@ -433,13 +455,13 @@ impl Writer {
     async fn run(mut self) {
         let mut batch = Vec::new();
         loop {
-            let count = tokio::select! {
+            tokio::select! {
                 biased;
-                count = self.passed.recv_many(&mut batch, BATCH) => count,
+                () = gather(&mut self.passed, &mut batch) => {}
                 // What passed before is written; its stream may go on for long.
-                () = self.shared.failed.cancelled() => 0,
-            };
-            if count == 0 {
+                () = self.shared.failed.cancelled() => {}
+            }
+            if batch.is_empty() {
                 break;
             }
             let batch = std::mem::take(&mut batch);
@@ -491,6 +513,17 @@ impl Writer {
         self.cast = Some(cast);
         outcome.map_err(Failure::Write)
     }
+}
+
+/// Waits for something, and then for what else comes soon: a write, its sum and the thread that does it cost as much for a
+/// few bytes as for many. Nothing at all: nothing more comes. Dropped early, what came is in the batch.
+async fn gather(passed: &mut mpsc::Receiver<Passed>, batch: &mut Vec<Passed>) {
+    if passed.recv_many(batch, BATCH).await == 0 {
+        return;
+    }
+    let more = async { while batch.len() < BATCH && passed.recv_many(batch, BATCH - batch.len()).await > 0 {} };
+    // Whichever comes first.
+    let _ = timeout(GATHERING, more).await;
 }
 
 #[cfg(test)]

@@ -1,36 +1,44 @@
-//! `understudy recordings verify`: what is to be said of recordings.
+//! `understudy recordings verify` and `decrypt`: what is to be said of recordings, and what is in them.
 
 use std::{
     fs::File,
-    io::{self, BufReader, Write},
+    io::{self, BufReader, BufWriter, Write},
     path::{Path, PathBuf},
 };
 
-use super::cast::{Ending, Verified, VerifyError, verify};
+use super::{
+    age::Identity,
+    cast::{Ending, Sealing, Verified, VerifyError, read},
+};
 
 /// Says of each recording in a line whether it is what was written, and whether its end is there. True: all are, and have.
 ///
+/// Those that are sealed are opened, where there are identities.
+///
 /// # Errors
 /// If that can't be said.
-pub fn verify_all(files: &[PathBuf], out: &mut impl Write) -> io::Result<bool> {
+pub fn verify_all(files: &[PathBuf], identities: &[Identity], out: &mut impl Write) -> io::Result<bool> {
     let mut all_whole = true;
     for path in files {
         let name = path.display();
-        match verified(path) {
+        match verified(path, identities) {
             Ok(Verified {
                 sums,
                 sum,
                 ending: Ending::Whole(why),
+                sealing,
                 ..
-            }) => writeln!(out, "{name}: whole, {why}, {} {sum}", sums.name())?,
+            }) => writeln!(out, "{name}: whole, {why}, {} {sum}{}", sums.name(), said(sealing))?,
             Ok(Verified {
                 ending: Ending::Missing { unproven },
+                sealing,
                 ..
             }) => {
                 all_whole = false;
                 write!(
                     out,
-                    "{name}: as it was written, but without its end: it is being written, its agent was killed, or it was cut"
+                    "{name}: as it was written, but without its end: it is being written, its agent was killed, or it was cut{}",
+                    said(sealing)
                 )?;
                 match unproven {
                     0 => writeln!(out)?,
@@ -46,8 +54,30 @@ pub fn verify_all(files: &[PathBuf], out: &mut impl Write) -> io::Result<bool> {
     Ok(all_whole)
 }
 
-fn verified(path: &Path) -> Result<Verified, VerifyError> {
-    verify(BufReader::new(File::open(path)?))
+/// Writes down what was sealed in a recording; of one that wasn't, all of it.
+///
+/// # Errors
+/// If it can't be read or opened, or isn't as it was written: what was written down up to there is all that there is to be
+/// had of it.
+pub fn decrypt(file: &Path, identities: &[Identity], out: &mut impl Write) -> Result<Verified, VerifyError> {
+    let mut out = BufWriter::new(out);
+    let verified = read(BufReader::new(File::open(file)?), identities, &mut |lines| {
+        out.write_all(lines)
+    });
+    out.flush()?;
+    verified
+}
+
+fn verified(path: &Path, identities: &[Identity]) -> Result<Verified, VerifyError> {
+    read(BufReader::new(File::open(path)?), identities, &mut |_| Ok(()))
+}
+
+fn said(sealing: Sealing) -> &'static str {
+    match sealing {
+        Sealing::None => "",
+        Sealing::Closed => ", sealed",
+        Sealing::Opened => ", opened",
+    }
 }
 
 #[cfg(test)]
@@ -76,7 +106,7 @@ mod tests {
         let say = |names: &[&str]| {
             let files: Vec<_> = names.iter().map(|name| path(name)).collect();
             let mut out = Vec::new();
-            let all_whole = verify_all(&files, &mut out).unwrap();
+            let all_whole = verify_all(&files, &[], &mut out).unwrap();
             (all_whole, String::from_utf8(out).unwrap())
         };
         let (all_whole, said) = say(&["whole"]);

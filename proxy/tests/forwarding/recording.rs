@@ -139,6 +139,11 @@ async fn what_is_written_down_is_what_passed(#[case] stdin: bool) {
     let about = &lines[0]["understudy"];
     let events_of_audit = stage.events().await;
     assert_eq!(about["auditID"], events_of_audit[0]["auditID"]);
+    // Each names the other.
+    let name = files(directory.path())[0].file_name().unwrap().to_owned();
+    for event in &events_of_audit {
+        assert_eq!(event["annotations"]["understudy.dev/recording"], name.to_str().unwrap());
+    }
     assert_eq!(about["session"], "support/alice");
     assert_eq!(about["pod"], "shell-0");
     assert_eq!(about["impersonatedUser"], "system:serviceaccount:prod:viewer");

@@ -32,6 +32,7 @@ async fn an_event_says_who_did_what_as_whom() {
         elapsed: Duration::from_millis(1500),
         cut_short: true,
         upgrade: Some("websocket"),
+        recording: Some("20260601T120000Z_support_alice_d9f2.cast".into()),
         ..event(Asked {
             auth_method: "gateway-kubernetes-auth",
             method: "POST".into(),
@@ -57,7 +58,8 @@ async fn an_event_says_who_did_what_as_whom() {
         r#""requestReceivedTimestamp":"2026-06-01T12:00:00.250000Z","stageTimestamp":"2026-06-01T12:00:01.750000Z","#,
         r#""annotations":{"understudy.dev/node":"node-1","understudy.dev/pod":"support/shell-0","#,
         r#""understudy.dev/session":"support/alice","understudy.dev/auth-method":"gateway-kubernetes-auth","#,
-        r#""understudy.dev/http-method":"POST","understudy.dev/upgrade":"websocket","understudy.dev/cut-short":"true","#,
+        r#""understudy.dev/http-method":"POST","understudy.dev/upgrade":"websocket","#,
+        r#""understudy.dev/recording":"20260601T120000Z_support_alice_d9f2.cast","understudy.dev/cut-short":"true","#,
         r#""understudy.dev/request-bytes":"3","understudy.dev/response-bytes":"42"}}"#,
         "\n",
     );

@@ -7,8 +7,9 @@ use super::{Code, escape};
 /// What is shown or typed within as long is one line: a viewer sees no difference, and of a program that prints a few bytes
 /// at a time more would be said than it prints.
 const GRAIN: Duration = Duration::from_millis(10);
-/// What of the room is kept for the next: that of a write as long as there is, of plain text.
-const KEPT_ROOM: usize = 320 * 1024;
+/// What of the room is kept for the next: that of a write as long as there is, sealed or not, of
+/// plain text.
+const KEPT_ROOM: usize = 512 * 1024;
 /// What ends an event.
 const END: &[u8] = b"\"]\n";
 

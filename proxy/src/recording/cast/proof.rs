@@ -6,11 +6,13 @@ use serde::Deserialize;
 
 use super::{
     Code,
+    seal::{Opener, Wrapped},
     sum::{Sum, Sums},
 };
+use crate::recording::age::{AgeError, Identity};
 
-/// A line is shorter: of what is read from a stream at once, every byte may take six, and a command is as long as the head
-/// of a request.
+/// A line is shorter: of what is written at once, every byte may take six, and a third more where it is sealed; and a
+/// command is as long as the head of a request.
 const LONGEST_LINE: u64 = 8 * 1024 * 1024;
 
 /// Why a file isn't a recording as it was written.
@@ -22,6 +24,9 @@ pub enum VerifyError {
     /// It isn't one of ours.
     #[error("this isn't a recording of Understudy's: its first line isn't the head of one")]
     Foreign,
+    /// It is sealed, and can't be opened.
+    #[error("the recording can't be opened: {0}")]
+    Sealed(#[from] AgeError),
     /// A line isn't what was written, or one before it was taken out or put in.
     #[error("the recording was changed at line {line} or before it, after line {proven}")]
     Changed {
@@ -43,6 +48,19 @@ pub struct Verified {
     pub sum: String,
     /// Whether the end is there.
     pub ending: Ending,
+    /// Whether only some may read it.
+    pub sealing: Sealing,
+}
+
+/// Who may read a recording.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sealing {
+    /// Everybody.
+    None,
+    /// Whom it is sealed for; it wasn't opened, and its sums are right all the same.
+    Closed,
+    /// Whom it is sealed for; it was opened, and what is in it is as it was sealed.
+    Opened,
 }
 
 /// How a recording ends.
@@ -66,77 +84,173 @@ struct Head {
 #[derive(Deserialize)]
 struct Ours {
     sums: Sums,
+    sealed: Option<Wrapped>,
 }
 
 /// Reads a recording, and checks each sum.
 ///
 /// # Errors
 /// If it can't be read, isn't a recording, or isn't what was written.
-pub fn verify(mut recording: impl BufRead) -> Result<Verified, VerifyError> {
-    // The first line says which.
-    let (mut sums, mut sum) = (Sums::Blake3, Sum::new(Sums::Blake3));
-    let (mut lines, mut proven, mut unproven) = (0, 0, 0);
-    let mut end = None;
-    let mut whole = false;
+pub fn verify(recording: impl BufRead) -> Result<Verified, VerifyError> {
+    read(recording, &[], &mut |_| Ok(()))
+}
+
+/// Reads a recording, checks each sum, and hands on its lines; of one that is sealed, those that were sealed, where one of
+/// the identities opens it. They come before the sum that proves them: without an error at the end, they are proven.
+///
+/// # Errors
+/// As [`verify`], and where identities are given and none of them opens it.
+pub fn read(
+    mut recording: impl BufRead,
+    identities: &[Identity],
+    hand_on: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+) -> Result<Verified, VerifyError> {
+    let mut reading = Reading::default();
     let mut line = Vec::new();
     loop {
         line.clear();
         recording.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line)?;
         if line.is_empty() {
-            break;
+            return reading.verified();
         }
-        lines += 1;
-        if lines == 1 {
-            let head: Head = serde_json::from_slice(&line).map_err(|_| VerifyError::Foreign)?;
-            if head.version != 2 {
-                return Err(VerifyError::Foreign);
-            }
-            sums = head.understudy.sums;
-            sum = Sum::new(sums);
-            unproven += line.len() as u64;
-        } else if line.last() != Some(&b'\n') {
+        reading.lines += 1;
+        match &mut reading.sum {
+            None => reading.head(&line, identities)?,
+            Some(_) if line.last() == Some(&b'\n') => {}
             // A write that didn't get through.
-            if whole || line.len() as u64 >= LONGEST_LINE {
-                return Err(VerifyError::Changed { line: lines, proven });
-            }
-            unproven += line.len() as u64;
-        } else {
-            let changed = VerifyError::Changed { line: lines, proven };
-            if whole {
-                return Err(changed);
-            }
-            let Ok((_, code, text)) = serde_json::from_slice::<(f64, char, String)>(&line) else {
-                return Err(changed);
-            };
-            if code == Code::Sum.letter() {
-                if text != sum.hex() {
-                    return Err(changed);
+            Some(_) => {
+                if reading.whole || line.len() as u64 >= LONGEST_LINE {
+                    return Err(reading.changed());
                 }
-                (proven, unproven) = (lines, 0);
-                whole = end.is_some();
-            } else {
-                if end.is_some() {
-                    return Err(changed);
-                }
-                if code == Code::End.letter() {
-                    end = Some(text);
-                }
-                unproven += line.len() as u64;
+                reading.pass(&line);
+                continue;
             }
         }
-        sum.update(&line);
+        let opened = if reading.lines > 1 { reading.event(&line)? } else { None };
+        match (&reading.opener, opened) {
+            (None, _) => hand_on(&line)?,
+            (Some(_), None) => {}
+            (Some(_), Some(lines)) => hand_on(&lines)?,
+        }
+        reading.pass(&line);
     }
-    if lines == 0 {
-        return Err(VerifyError::Foreign);
+}
+
+/// A recording as far as it is read.
+#[derive(Default)]
+struct Reading {
+    lines: u64,
+    proven: u64,
+    unproven: u64,
+    /// None before the first line, which says how they are made.
+    sum: Option<(Sums, Sum)>,
+    is_sealed: bool,
+    opener: Option<Opener>,
+    /// The end, in the clear.
+    end: Option<String>,
+    /// And what was sealed last, if it is that of the end.
+    sealed_end: Option<String>,
+    whole: bool,
+}
+
+impl Reading {
+    fn head(&mut self, line: &[u8], identities: &[Identity]) -> Result<(), VerifyError> {
+        let head: Head = serde_json::from_slice(line).map_err(|_| VerifyError::Foreign)?;
+        if head.version != 2 {
+            return Err(VerifyError::Foreign);
+        }
+        let sums = head.understudy.sums;
+        self.sum = Some((sums, Sum::new(sums)));
+        if let Some(wrapped) = head.understudy.sealed {
+            self.is_sealed = true;
+            if !identities.is_empty() {
+                self.opener = Some(Opener::new(&wrapped, identities)?);
+            }
+        }
+        Ok(())
     }
-    let ending = match end {
-        Some(why) if whole => Ending::Whole(why),
-        _ => Ending::Missing { unproven },
-    };
-    Ok(Verified {
-        lines,
-        sums,
-        sum: sum.hex(),
-        ending,
-    })
+
+    /// Looks at a whole line that isn't the first, and gives what was sealed in it.
+    fn event(&mut self, line: &[u8]) -> Result<Option<Vec<u8>>, VerifyError> {
+        if self.whole {
+            return Err(self.changed());
+        }
+        let Ok((_, code, text)) = serde_json::from_slice::<(f64, char, String)>(line) else {
+            return Err(self.changed());
+        };
+        if code == Code::Sum.letter() {
+            if text != self.so_far() {
+                return Err(self.changed());
+            }
+            self.proven = self.lines;
+            self.whole = self.end.is_some();
+            return Ok(None);
+        }
+        if self.end.is_some() || (self.is_sealed && ![Code::Sealed, Code::End].map(Code::letter).contains(&code)) {
+            return Err(self.changed());
+        }
+        if code == Code::End.letter() {
+            // Whoever has no key can put an end there, but not in a frame.
+            if self.opener.is_some() && self.sealed_end.as_ref() != Some(&text) {
+                return Err(self.changed());
+            }
+            self.end = Some(text);
+            return Ok(None);
+        }
+        let Some(opener) = &self.opener else { return Ok(None) };
+        let Some(lines) = opener.open(&text, &self.so_far()) else {
+            return Err(self.changed());
+        };
+        self.sealed_end = end_of(&lines);
+        Ok(Some(lines))
+    }
+
+    fn pass(&mut self, line: &[u8]) {
+        if let Some((_, sum)) = &mut self.sum {
+            sum.update(line);
+        }
+        self.unproven = if self.proven == self.lines {
+            0
+        } else {
+            self.unproven + line.len() as u64
+        };
+    }
+
+    fn so_far(&self) -> String {
+        self.sum.as_ref().map(|(_, sum)| sum.hex()).unwrap_or_default()
+    }
+
+    fn changed(&self) -> VerifyError {
+        VerifyError::Changed {
+            line: self.lines,
+            proven: self.proven,
+        }
+    }
+
+    fn verified(self) -> Result<Verified, VerifyError> {
+        let sum = self.so_far();
+        let (sums, _) = self.sum.ok_or(VerifyError::Foreign)?;
+        let unproven = self.unproven;
+        Ok(Verified {
+            lines: self.lines,
+            sums,
+            sum,
+            ending: match self.end {
+                Some(why) if self.whole => Ending::Whole(why),
+                _ => Ending::Missing { unproven },
+            },
+            sealing: match (self.is_sealed, self.opener) {
+                (false, _) => Sealing::None,
+                (true, None) => Sealing::Closed,
+                (true, Some(_)) => Sealing::Opened,
+            },
+        })
+    }
+}
+
+/// Why it ends, if the last of these lines says it.
+fn end_of(lines: &[u8]) -> Option<String> {
+    let last = lines.split_inclusive(|byte| *byte == b'\n').next_back()?;
+    let (_, code, text) = serde_json::from_slice::<(f64, char, String)>(last).ok()?;
+    (code == Code::End.letter()).then_some(text)
 }

@@ -1,5 +1,7 @@
 //! What is written can be played and proven, and whatever is done to it shows.
 
+mod sealed;
+
 use proptest::{prelude::*, sample::Index};
 use serde_json::{Value, json};
 
@@ -129,8 +131,31 @@ fn a_recording_is_an_asciicast() {
         sums: Sums::Blake3,
         sum: sum.unwrap(),
         ending: Ending::Whole("closed".to_owned()),
+        sealing: Sealing::None,
     };
     assert_eq!(verified, whole);
+}
+
+/// As all were, before they had BLAKE3.
+#[test]
+fn sums_of_sha_256_are_read_as_well() {
+    let (file, _) = recorded(&session(), Some(End::Closed));
+    let mut sum = Sum::new(Sums::Sha256);
+    let mut older = Vec::new();
+    for line in file.split_inclusive(|byte| *byte == b'\n') {
+        let text = std::str::from_utf8(line).unwrap();
+        let text = match text.split_once(", \"h\", ") {
+            Some((time, _)) => format!("{time}, \"h\", \"{}\"]\n", sum.hex()),
+            None => text.replace("\"sums\":\"blake3\"", "\"sums\":\"sha256\""),
+        };
+        sum.update(text.as_bytes());
+        older.extend_from_slice(text.as_bytes());
+    }
+    let verified = verify(&older[..]).unwrap();
+    assert_eq!((verified.sums, verified.sum), (Sums::Sha256, sum.hex()));
+    assert_eq!(verified.ending, Ending::Whole("closed".to_owned()));
+    let changed = String::from_utf8(older).unwrap().replace("exit\\r\\n", "quit\\r\\n");
+    assert!(matches!(verify(changed.as_bytes()), Err(VerifyError::Changed { .. })));
 }
 
 #[test]

@@ -1,11 +1,15 @@
 //! Recordings whose files fail: here a pipe that nobody reads, or that nobody can read any more, stands for the disk.
 
 use std::{
-    io::{PipeReader, Read as _},
+    io::{PipeReader, Read as _, Seek as _},
     os::fd::OwnedFd,
 };
 
 use futures_util::FutureExt as _;
+use nix::{
+    fcntl::{FcntlArg, SealFlag, fcntl},
+    sys::memfd::{MFdFlags, memfd_create},
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
 use super::*;
@@ -20,19 +24,36 @@ fn about() -> About {
     }
 }
 
-/// A recording into a pipe, of a stream from the server.
-struct Piped {
+/// A recording, of a stream from the server, into something that holds it.
+struct Piped<D> {
     running: Running,
-    disk: PipeReader,
+    disk: D,
     server: DuplexStream,
     client: Tapped<DuplexStream>,
     streams: TaskTracker,
     counts: RecordingCounts,
 }
 
-fn piped(required: bool) -> Piped {
+impl Piped<()> {
+    fn with<D>(self, disk: D) -> Piped<D> {
+        Piped {
+            running: self.running,
+            disk,
+            server: self.server,
+            client: self.client,
+            streams: self.streams,
+            counts: self.counts,
+        }
+    }
+}
+
+fn piped(required: bool) -> Piped<PipeReader> {
     let (disk, file) = std::io::pipe().unwrap();
-    let cast = Cast::begin(File::from(OwnedFd::from(file)), &about(), Timestamp::UNIX_EPOCH).unwrap();
+    piped_into(File::from(OwnedFd::from(file)), required).with(disk)
+}
+
+fn piped_into(file: File, required: bool) -> Piped<()> {
+    let cast = Cast::begin(file, &about(), Timestamp::UNIX_EPOCH).unwrap();
     let counts = Metrics::new().recording().clone();
     let recording = Recording {
         cast,
@@ -49,7 +70,7 @@ fn piped(required: bool) -> Piped {
     let client = running.tap(Side::Server, ours);
     Piped {
         running,
-        disk,
+        disk: (),
         server,
         client,
         streams,
@@ -81,6 +102,30 @@ async fn what_passes_is_written() {
     assert!(String::from_utf8(file).unwrap().contains(r#", "o", "hi"]"#));
 }
 
+/// A program that prints a few bytes at a time has them in one line, with one sum.
+#[tokio::test(start_paused = true)]
+async fn what_passes_within_milliseconds_is_written_at_once() {
+    let mut piped = piped(true);
+    for _ in 0..2 {
+        for _ in 0..3 {
+            piped.server.write_all(&SHOWN).await.unwrap();
+            assert_eq!(read(&mut piped.client).await.unwrap(), SHOWN.len());
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    drop(piped.client);
+    piped.running.end(End::Closed);
+    piped.streams.close();
+    piped.streams.wait().await;
+    let mut file = String::new();
+    piped.disk.read_to_string(&mut file).unwrap();
+    let said = |letter: &str| file.matches(&format!(", \"{letter}\", ")).count();
+    assert_eq!(file.matches("\"hihihi\"").count(), 2, "{file}");
+    // After the head, each time that something was written, and the end.
+    assert_eq!((said("o"), said("h")), (2, 4), "{file}");
+}
+
 /// Nobody can write to a pipe without a reader.
 #[tokio::test]
 async fn a_stream_that_must_be_recorded_ends_where_the_disk_fails() {
@@ -92,6 +137,35 @@ async fn a_stream_that_must_be_recorded_ends_where_the_disk_fails() {
     piped.running.forbids().await;
     piped.server.write_all(&SHOWN).await.unwrap();
     assert!(read(&mut piped.client).await.is_err(), "nothing more passes");
+    assert_eq!(piped.counts.failures(RecordingFailure::Write), 1);
+}
+
+/// A disk takes what it has room for, and then nothing: here memory that may not grow.
+#[tokio::test]
+async fn what_a_full_disk_took_in_part_is_cut_off() {
+    const ROOM: u64 = 2 * 4096;
+    let memory = memfd_create(c"recording", MFdFlags::MFD_ALLOW_SEALING).unwrap();
+    let mut disk = File::from(memory);
+    let mut piped = piped_into(disk.try_clone().unwrap(), true);
+    disk.set_len(ROOM).unwrap();
+    fcntl(&disk, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_GROW)).unwrap();
+    let shown = vec![b'x'; 3 * 4096];
+    let length = u16::try_from(shown.len() + 1).unwrap().to_be_bytes();
+    let message = [&[0x82, 126][..], &length, &[1], &shown].concat();
+    piped.server.write_all(&message).await.unwrap();
+    let mut passed = 0;
+    while passed < message.len() {
+        passed += read(&mut piped.client).await.unwrap();
+    }
+    piped.running.forbids().await;
+    drop(piped.client);
+    piped.streams.close();
+    piped.streams.wait().await;
+    let mut file = Vec::new();
+    disk.rewind().unwrap();
+    disk.read_to_end(&mut file).unwrap();
+    let verified = cast::verify(&file[..]).unwrap();
+    assert_eq!(verified.ending, cast::Ending::Missing { unproven: 0 });
     assert_eq!(piped.counts.failures(RecordingFailure::Write), 1);
 }
 
@@ -175,6 +249,29 @@ async fn files_are_the_agents_alone_and_never_others() {
         }
     };
     tokio::time::timeout(Duration::from_secs(20), gone).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_only_some_may_read_is_sealed_from_the_first_line_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let recipient = "age14vqqauf09tdf2p0ykj8z3czwglqw4svrm5c7qzv5026kxfdw34hqgx6u65";
+    let metrics = Metrics::new();
+    let recordings = Recordings::open(directory.path().to_owned(), Clock::system(), &metrics);
+    let recordings = recordings.await.unwrap().sealed_for(vec![recipient.parse().unwrap()]);
+    let terms = Terms {
+        required: true,
+        stdin: false,
+    };
+    let begun = recordings.begin(about(), terms).await.unwrap();
+    let file = fs::read_dir(directory.path()).unwrap().next().unwrap().unwrap();
+    let text = fs::read_to_string(file.path()).unwrap();
+    assert_eq!(
+        cast::verify(text.as_bytes()).unwrap().sealing,
+        cast::Sealing::Closed,
+        "{text}"
+    );
+    assert!(text.contains(recipient) && !text.contains("command"), "{text}");
+    drop(begun);
 }
 
 #[tokio::test]
