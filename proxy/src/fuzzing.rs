@@ -4,6 +4,7 @@
 //!
 //! What a property compares with is written down anew here, not taken from the module that it judges.
 
+mod answers;
 mod certificates;
 mod handshake;
 mod heads;
@@ -18,7 +19,7 @@ mod target;
 pub type Property = fn(&[u8]);
 
 /// Each by the name of its fuzz target and of its corpus.
-pub const PROPERTIES: [(&str, Property); 12] = [
+pub const PROPERTIES: [(&str, Property); 13] = [
     ("request_head", heads::request),
     ("answer_head", heads::answer),
     ("request_stream", stream::holds),
@@ -31,6 +32,7 @@ pub const PROPERTIES: [(&str, Property); 12] = [
     ("socket_diag", kernel::diag),
     ("upgrade", pipe::holds),
     ("recorded_stream", recorded::holds),
+    ("http2_answers", answers::holds),
 ];
 
 /// Holds one of them against some bytes.

@@ -52,6 +52,7 @@ pub mod caller;
 
 pub mod identity;
 
+pub mod http2;
 pub mod upstream;
 
 pub mod upgrade;

@@ -15,6 +15,7 @@ use super::{
     h1::Lease,
     h2::Slot,
 };
+use crate::http2::{AnswerBody, BodyPiece, Http2Error};
 
 /// An answer's body.
 #[derive(Debug)]
@@ -28,11 +29,10 @@ enum Inner {
     },
     Direct(DirectBody),
     Http2 {
-        stream: ::h2::RecvStream,
+        body: AnswerBody,
         slot: Option<Slot>,
         /// Gives the upload up when the answer is dropped before its end.
         upload: Option<DropGuard>,
-        data_done: bool,
     },
 }
 
@@ -47,7 +47,7 @@ pub enum UpstreamBodyError {
     Direct(#[from] DirectError),
     /// Over HTTP/2.
     #[error("the upstream broke off: {0}")]
-    Http2(#[from] ::h2::Error),
+    Http2(#[from] Http2Error),
 }
 
 impl UpstreamBody {
@@ -65,13 +65,8 @@ impl UpstreamBody {
         Self(Inner::Direct(body))
     }
 
-    pub(super) fn http2(stream: ::h2::RecvStream, slot: Slot, upload: Option<DropGuard>) -> Self {
-        Self(Inner::Http2 {
-            stream,
-            slot: Some(slot),
-            upload,
-            data_done: false,
-        })
+    pub(super) fn http2(body: AnswerBody, slot: Option<Slot>, upload: Option<DropGuard>) -> Self {
+        Self(Inner::Http2 { body, slot, upload })
     }
 }
 
@@ -84,7 +79,7 @@ impl Drop for UpstreamBody {
                     lease.give_back();
                 }
             }
-            Inner::Http2 { stream, upload, .. } if stream.is_end_stream() => {
+            Inner::Http2 { body, upload, .. } if body.is_end() => {
                 upload.take().map(DropGuard::disarm);
             }
             _ => {}
@@ -111,29 +106,17 @@ impl Body for UpstreamBody {
                 Poll::Ready(frame)
             }
             Inner::Direct(body) => body.poll_frame(cx).map_err(Into::into),
-            Inner::Http2 {
-                stream,
-                slot,
-                upload,
-                data_done,
-            } => {
-                if !*data_done {
-                    if let Some(data) = ready!(stream.poll_data(cx)) {
-                        let data = data?;
-                        // Credit goes back as the chunk is handed on: the reader holds one chunk at a time.
-                        stream.flow_control().release_capacity(data.len())?;
-                        return Poll::Ready(Some(Ok(Frame::data(data))));
-                    }
-                    *data_done = true;
-                }
-                let trailers = ready!(stream.poll_trailers(cx))?;
-                if trailers.is_none() {
+            Inner::Http2 { body, slot, upload } => match ready!(body.poll_piece(cx)) {
+                Some(Ok(BodyPiece::Data(data))) => Poll::Ready(Some(Ok(Frame::data(data)))),
+                Some(Ok(BodyPiece::Trailers(fields))) => Poll::Ready(Some(Ok(Frame::trailers(fields)))),
+                Some(Err(error)) => Poll::Ready(Some(Err(error.into()))),
+                None => {
                     slot.take();
                     // A server may answer whole and still read on.
                     upload.take().map(DropGuard::disarm);
+                    Poll::Ready(None)
                 }
-                Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
-            }
+            },
         }
     }
 
@@ -141,7 +124,7 @@ impl Body for UpstreamBody {
         match &self.0 {
             Inner::Http1 { body, .. } => body.is_end_stream(),
             Inner::Direct(body) => body.is_end(),
-            Inner::Http2 { stream, .. } => stream.is_end_stream(),
+            Inner::Http2 { body, .. } => body.is_end(),
         }
     }
 

@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use super::{direct::DirectError, target::Target};
-use crate::{limits::descriptors, metrics::Limit, tls};
+use crate::{http2::Http2Error, limits::descriptors, metrics::Limit, tls};
 
 /// How long a connection may take to come about: TCP and TLS together.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -54,7 +54,7 @@ pub enum UpstreamError {
     NoRoots(String),
     /// The HTTP/2 connection or stream failed before an answer.
     #[error("HTTP/2 to the upstream: {0}")]
-    Http2(#[from] ::h2::Error),
+    Http2(#[from] Http2Error),
     /// The HTTP/1.1 connection failed before an answer.
     #[error("HTTP/1.1 to the upstream: {0}")]
     Http1(#[from] hyper::Error),
@@ -67,7 +67,7 @@ pub enum UpstreamError {
         /// Where.
         url: String,
         /// Why.
-        source: ::h2::Error,
+        source: Http2Error,
     },
     /// As many connections as there may be, and no stream came free on any.
     #[error("no stream upstream came free in time: end some of the session's watches")]
@@ -98,7 +98,7 @@ impl UpstreamError {
     /// Whether we ended it ourselves, since the client broke its own body off.
     #[must_use]
     pub fn given_up(&self) -> bool {
-        matches!(self, Self::Http2(error) if error.is_reset() && !error.is_remote() && !error.is_library())
+        matches!(self, Self::Http2(Http2Error::GivenUp))
     }
 
     /// Whether it is certain that no byte of the request was sent.

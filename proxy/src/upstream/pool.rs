@@ -24,7 +24,7 @@ use super::{
     dial::{ALPN_ANY, ALPN_HTTP1, dial},
     direct::{self, Line},
     h1::{Idle, Lease},
-    h2::{self, Connection, Slot},
+    h2::{self, Connection, Slot, Unanswered},
     roots::Roots,
     socket::{Permit, Socket},
     target::Target,
@@ -195,12 +195,17 @@ impl Upstream {
     /// # Errors
     /// If no connection comes about, or the one that carries the request fails before an answer.
     pub async fn send(&self, mut request: Request<RequestBody>) -> Result<Response<UpstreamBody>, UpstreamError> {
-        let mut repeat = h2::repeatable(&request);
+        let mut was_refused = false;
         loop {
             let (error, unsent) = match self.connection().await? {
-                Found::Slot(slot) => match h2::send(slot, &self.0.url, request).await {
+                Found::Slot(slot) => match h2::send(slot, request).await {
                     Ok(answer) => return Ok(answer),
-                    Err(failed) => failed,
+                    Err((error, Unanswered::Unsent(request))) => (error, Some(request)),
+                    Err((error, Unanswered::Refused(request))) if !was_refused => {
+                        was_refused = true;
+                        (error, Some(request))
+                    }
+                    Err((error, _)) => (error, None),
                 },
                 Found::Lease(lease) => match Box::pin(lease.send(&self.0.url, request)).await {
                     Ok(answer) => return Ok(answer),
@@ -218,15 +223,9 @@ impl Upstream {
                 },
                 Found::Failed(error) => return Err(UpstreamError::Shared(error)),
             };
-            // Each such connection is marked and not offered again, so that this comes to an end.
-            request = match unsent {
-                Some(unsent) => unsent,
-                None if h2::refused_unprocessed(&error) => match repeat.take() {
-                    Some(repeat) => repeat,
-                    None => return Err(error),
-                },
-                None => return Err(error),
-            };
+            // A connection that takes none is not offered again, so that this comes to an end.
+            let Some(unsent) = unsent else { return Err(error) };
+            request = unsent;
             tracing::debug!(%error, "an upstream connection took no request; on another");
         }
     }

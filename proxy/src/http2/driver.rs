@@ -1,0 +1,259 @@
+//! What reads from a connection and writes to it.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll, Waker, ready},
+};
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::io::poll_read_buf;
+
+use super::{
+    ErrorCode, Fault, Http2Error,
+    fields::HEADER_LIST,
+    frame::{MAX_WINDOW, put_goaway, put_greeting, put_ping, put_settings_ack, put_window_update},
+    hpack::decoder::Decoder,
+    parser::{Event, Parser},
+    stream::STREAM_WINDOW,
+    streams::Shared,
+};
+
+/// What is read at a time, in bytes: a TLS record.
+const READ_FIRST: usize = 16 * 1024;
+/// And of a connection that fills that.
+const READ_MOST: usize = 64 * 1024;
+/// A server that doesn't take what it is told isn't listened to while so many bytes wait for it: it has us answer its PINGs.
+const WAITING_MOST: usize = 256 * 1024;
+/// So many reads in one turn, then others have theirs.
+const READS: usize = 16;
+/// The server is told how much of the connection's window is free again when so much has come.
+const TOLD: u32 = MAX_WINDOW / 2;
+
+/// A connection, to be polled for as long as it lasts. Dropped before, it takes its streams along.
+#[derive(Debug)]
+pub(crate) struct Driver<I> {
+    io: I,
+    shared: Arc<Shared>,
+    read: BytesMut,
+    appetite: usize,
+    /// What is being sent.
+    writing: BytesMut,
+    /// Something was handed to `io`, and may still be in it.
+    is_unflushed: bool,
+    parser: Parser,
+    decoder: Decoder,
+    /// What has come of all bodies since the server was told.
+    received: u32,
+    woken: Vec<Waker>,
+    /// The last has been said: what is left is to send it.
+    closing: bool,
+}
+
+impl<I: AsyncRead + AsyncWrite + Unpin> Driver<I> {
+    pub(super) fn new(io: I, shared: Arc<Shared>) -> Self {
+        let mut writing = BytesMut::new();
+        put_greeting(&mut writing, STREAM_WINDOW, HEADER_LIST);
+        Self {
+            io,
+            shared,
+            read: BytesMut::new(),
+            appetite: READ_FIRST,
+            writing,
+            is_unflushed: false,
+            parser: Parser::new(HEADER_LIST as usize),
+            decoder: Decoder::new(),
+            received: 0,
+            woken: Vec::new(),
+            closing: false,
+        }
+    }
+
+    /// What it speaks over.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) const fn io(&self) -> &I {
+        &self.io
+    }
+
+    /// Sends what is to be sent. Pending where the connection doesn't take all of it.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            if self.writing.is_empty() {
+                let mut state = self.shared.state();
+                if state.out.is_empty() {
+                    break;
+                }
+                // What was sent leaves its room to what is sent next.
+                std::mem::swap(&mut state.out, &mut self.writing);
+                state.wake_next();
+            }
+            while !self.writing.is_empty() {
+                let sent = ready!(Pin::new(&mut self.io).poll_write(cx, &self.writing))?;
+                if sent == 0 {
+                    return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                }
+                self.is_unflushed = true;
+                self.writing.advance(sent);
+            }
+            if self.writing.capacity() > READ_MOST {
+                self.writing = BytesMut::new();
+            } else {
+                self.writing.clear();
+            }
+        }
+        if self.is_unflushed {
+            ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+            self.is_unflushed = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads once, and tells the streams what came.
+    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Http2Error>> {
+        self.read.reserve(self.appetite);
+        let polled = poll_read_buf(Pin::new(&mut self.io), cx, &mut self.read);
+        if self.read.is_empty() {
+            // A connection that waits has no buffer.
+            self.read = BytesMut::new();
+        }
+        let read = ready!(polled)?;
+        if read == 0 {
+            return Poll::Ready(Err(Http2Error::Closed));
+        }
+        self.appetite = if read >= READ_FIRST { READ_MOST } else { READ_FIRST };
+        Poll::Ready(self.take().map_err(Into::into))
+    }
+
+    /// Takes apart what was read.
+    fn take(&mut self) -> Result<(), Fault> {
+        let shared = &self.shared;
+        let mut state = shared.state();
+        let woken = &mut self.woken;
+        let outcome = loop {
+            let event = match self.parser.next(&mut self.read) {
+                Ok(Some(event)) => event,
+                Ok(None) => break Ok(()),
+                Err(fault) => break Err(fault),
+            };
+            let taken = match event {
+                Event::Data {
+                    stream,
+                    data,
+                    held,
+                    is_last,
+                } => {
+                    self.received += held;
+                    state.data(stream, data, held, is_last, woken)
+                }
+                Event::Headers { stream, block, is_last } => {
+                    state.headers(stream, &block, is_last, &mut self.decoder, woken)
+                }
+                Event::Reset { stream, code } => state.reset(stream, code, woken),
+                Event::Settings(settings) => {
+                    put_settings_ack(&mut state.out);
+                    if let Some(streams) = settings.streams {
+                        shared.limit.store(streams, Ordering::Relaxed);
+                    }
+                    shared.is_greeted.store(true, Ordering::Relaxed);
+                    state.set(&settings, woken)
+                }
+                Event::Ping(payload) => {
+                    put_ping(&mut state.out, payload, true);
+                    Ok(())
+                }
+                Event::Pong(payload) => {
+                    // A number that we didn't send says nothing.
+                    if payload <= state.pings {
+                        shared.pongs.fetch_max(payload, Ordering::SeqCst);
+                        shared.ponged.notify_waiters();
+                    }
+                    Ok(())
+                }
+                Event::GoAway { last, code } => {
+                    tracing::debug!(%code, last, "an upstream connection takes no more requests");
+                    shared.close();
+                    state.go_away(last, code, woken);
+                    Ok(())
+                }
+                Event::WindowUpdate { stream, more } => state.widen(stream, more, woken),
+                Event::SettingsAck => Ok(()),
+            };
+            if taken.is_err() {
+                break taken;
+            }
+        };
+        if self.received >= TOLD {
+            put_window_update(&mut state.out, 0, std::mem::take(&mut self.received));
+        }
+        drop(state);
+        self.woken.drain(..).for_each(Waker::wake);
+        outcome
+    }
+
+    fn end(&mut self, error: &Http2Error) {
+        self.shared.close();
+        self.shared.state().end(error, &mut self.woken);
+        self.woken.drain(..).for_each(Waker::wake);
+    }
+
+    fn poll_drive(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Http2Error>> {
+        for _ in 0..READS {
+            let sent = self.poll_send(cx)?;
+            if self.closing {
+                ready!(sent);
+                return Pin::new(&mut self.io).poll_shutdown(cx).map_err(Into::into);
+            }
+            {
+                let mut state = self.shared.state();
+                if state.is_over() {
+                    self.closing = true;
+                    put_goaway(&mut state.out, ErrorCode::NO_ERROR);
+                    continue;
+                }
+                if sent.is_pending() && state.out.len() + self.writing.len() > WAITING_MOST {
+                    return Poll::Pending;
+                }
+            }
+            if self.poll_receive(cx)?.is_pending() {
+                let mut state = self.shared.state();
+                // What others have done since it was looked at is seen to first: they woke nobody.
+                if sent.is_ready() && !state.out.is_empty() || state.is_over() {
+                    continue;
+                }
+                state.driver = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+impl<I: AsyncRead + AsyncWrite + Unpin> Future for Driver<I> {
+    type Output = Result<(), Http2Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        let outcome = ready!(this.poll_drive(cx));
+        if let Err(error) = &outcome {
+            if let Http2Error::Fault(fault) = error {
+                // It is told as far as it listens; nobody waits for that.
+                put_goaway(&mut this.shared.state().out, fault.code);
+                let _ = this.poll_send(cx);
+            }
+            this.end(error);
+        }
+        Poll::Ready(outcome)
+    }
+}
+
+impl<I> Drop for Driver<I> {
+    fn drop(&mut self) {
+        self.shared.close();
+        let mut woken = Vec::new();
+        self.shared.state().end(&Http2Error::Dropped, &mut woken);
+        woken.drain(..).for_each(Waker::wake);
+    }
+}

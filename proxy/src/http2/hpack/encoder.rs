@@ -1,0 +1,325 @@
+//! Fields as they are sent: no code for strings, and a place in the table for all that comes again.
+
+use std::collections::VecDeque;
+
+use bytes::{BufMut, BytesMut};
+use http::{HeaderName, HeaderValue, Method, header};
+
+use super::{DYNAMIC, ENTRY, STATIC, TABLE, put_number};
+
+const AUTHORITY: usize = 1;
+const METHOD: usize = 2;
+const GET: usize = 2;
+const POST: usize = 3;
+const PATH: usize = 4;
+const SCHEME_HTTPS: usize = 7;
+
+/// Fields that differ from request to request: in the table they would take the place of those that don't.
+const DIFFER: [HeaderName; 14] = [
+    HeaderName::from_static("audit-id"),
+    header::CONTENT_LENGTH,
+    header::COOKIE,
+    header::DATE,
+    header::IF_MATCH,
+    header::IF_MODIFIED_SINCE,
+    header::IF_NONE_MATCH,
+    header::IF_RANGE,
+    header::IF_UNMODIFIED_SINCE,
+    header::RANGE,
+    header::REFERER,
+    HeaderName::from_static("traceparent"),
+    HeaderName::from_static("tracestate"),
+    HeaderName::from_static("x-request-id"),
+];
+
+/// Codes the requests of one connection, one after the other.
+///
+/// Credentials have their place in the table like everything else. RFC 7541, section 7.1, warns of one who can put guesses into the
+/// same table and see how long what is sent becomes. A connection carries one session's requests, its credentials are put on by
+/// the agent, and the fields that they are in are taken off every request before: no guess gets there.
+pub(crate) struct Encoder {
+    /// The newest first.
+    table: VecDeque<Entry>,
+    /// [`Entry::mark`] of each, to look through.
+    marks: VecDeque<u32>,
+    size: usize,
+    limit: usize,
+    /// Sizes that are still to be told to the peer: the least since the last block.
+    told: Option<usize>,
+}
+
+struct Entry {
+    name: Name,
+    value: HeaderValue,
+    size: usize,
+}
+
+#[derive(PartialEq, Eq)]
+enum Name {
+    Authority,
+    Method,
+    Field(HeaderName),
+}
+
+impl Encoder {
+    pub(crate) const fn new() -> Self {
+        Self {
+            table: VecDeque::new(),
+            marks: VecDeque::new(),
+            size: 0,
+            limit: TABLE,
+            told: None,
+        }
+    }
+
+    /// The peer keeps a table of so many bytes. More than [`TABLE`] isn't made use of.
+    pub(crate) fn resize(&mut self, limit: usize) {
+        let limit = limit.min(TABLE);
+        if limit != self.limit {
+            self.told = Some(self.told.map_or(limit, |least| least.min(limit)));
+            self.limit = limit;
+            self.make_room(0);
+        }
+    }
+
+    /// Writes the head of a request. It has to have no `Host`, and nothing that is a connection's.
+    pub(crate) fn encode<'h>(
+        &mut self,
+        out: &mut BytesMut,
+        method: &Method,
+        authority: &HeaderValue,
+        path: &str,
+        fields: impl Iterator<Item = (&'h HeaderName, &'h HeaderValue)>,
+    ) {
+        if let Some(least) = self.told.take() {
+            if least < self.limit {
+                put_number(out, 0x20, 5, least);
+            }
+            put_number(out, 0x20, 5, self.limit);
+        }
+        match *method {
+            Method::GET => put_number(out, 0x80, 7, GET),
+            Method::POST => put_number(out, 0x80, 7, POST),
+            _ => {
+                // A method is a token, which a value may be.
+                if let Ok(value) = HeaderValue::from_str(method.as_str()) {
+                    self.put(out, Name::Method, METHOD, &value);
+                }
+            }
+        }
+        put_number(out, 0x80, 7, SCHEME_HTTPS);
+        self.put(out, Name::Authority, AUTHORITY, authority);
+        if path == "/" {
+            put_number(out, 0x80, 7, PATH);
+        } else {
+            put_number(out, 0, 4, PATH);
+            put_string(out, path.as_bytes());
+        }
+        for (name, value) in fields {
+            if DIFFER.contains(name) {
+                put_name(out, 0, 4, name);
+                put_string(out, value.as_bytes());
+            } else {
+                self.put_field(out, name, value);
+            }
+        }
+    }
+
+    fn put(&mut self, out: &mut BytesMut, name: Name, index: usize, value: &HeaderValue) {
+        let text = STATIC[index - 1].0;
+        let mark = mark(text.as_bytes(), value.as_bytes());
+        if self.find(out, mark, |entry| entry.name == name && entry.value == value) {
+            return;
+        }
+        put_number(out, 0x40, 6, index);
+        put_string(out, value.as_bytes());
+        self.add(name, text.len(), value.clone(), mark);
+    }
+
+    fn put_field(&mut self, out: &mut BytesMut, name: &HeaderName, value: &HeaderValue) {
+        let mark = mark(name.as_str().as_bytes(), value.as_bytes());
+        let is_it = |entry: &Entry| matches!(&entry.name, Name::Field(known) if known == name) && entry.value == value;
+        if self.find(out, mark, is_it) {
+            return;
+        }
+        let length = name.as_str().len();
+        // What fills most of the table pushes everything else out.
+        if ENTRY + length + value.len() > self.limit * 3 / 4 {
+            put_name(out, 0, 4, name);
+            put_string(out, value.as_bytes());
+            return;
+        }
+        put_name(out, 0x40, 6, name);
+        put_string(out, value.as_bytes());
+        self.add(Name::Field(name.clone()), length, value.clone(), mark);
+    }
+
+    /// Writes a field by its place, if it has one.
+    fn find(&self, out: &mut BytesMut, mark: u32, is_it: impl Fn(&Entry) -> bool) -> bool {
+        let place = self
+            .marks
+            .iter()
+            .enumerate()
+            .find(|(place, known)| **known == mark && is_it(&self.table[*place]));
+        if let Some((place, _)) = place {
+            put_number(out, 0x80, 7, DYNAMIC + place);
+        }
+        place.is_some()
+    }
+
+    fn add(&mut self, name: Name, name_length: usize, value: HeaderValue, mark: u32) {
+        let size = ENTRY + name_length + value.len();
+        self.make_room(size);
+        if size <= self.limit {
+            self.size += size;
+            self.table.push_front(Entry { name, value, size });
+            self.marks.push_front(mark);
+        }
+    }
+
+    fn make_room(&mut self, size: usize) {
+        while self.size + size > self.limit
+            && let Some(oldest) = self.table.pop_back()
+        {
+            self.marks.pop_back();
+            self.size -= oldest.size;
+        }
+    }
+}
+
+fn put_name(out: &mut BytesMut, first: u8, prefix: u8, name: &HeaderName) {
+    let name = name.as_str();
+    if let Some(place) = STATIC.iter().position(|(known, _)| *known == name) {
+        put_number(out, first, prefix, place + 1);
+    } else {
+        put_number(out, first, prefix, 0);
+        put_string(out, name.as_bytes());
+    }
+}
+
+fn put_string(out: &mut BytesMut, text: &[u8]) {
+    put_number(out, 0, 7, text.len());
+    out.put_slice(text);
+}
+
+/// Tells most fields apart by their lengths and last bytes, so that few are compared.
+fn mark(name: &[u8], value: &[u8]) -> u32 {
+    fn tail(text: &[u8]) -> u64 {
+        match text.last_chunk::<8>() {
+            Some(last) => u64::from_le_bytes(*last),
+            None => text.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte)),
+        }
+    }
+    /// Odd, with its bits well spread: 2^64 divided by the golden ratio.
+    const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+    let lengths = (name.len() as u64) << 32 | value.len() as u64;
+    let sum = (tail(name).rotate_left(21) ^ tail(value) ^ lengths).wrapping_mul(SPREAD);
+    (sum >> 32) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderMap;
+    use proptest::prelude::*;
+
+    use super::{
+        super::decoder::{self, Decoder},
+        *,
+    };
+
+    fn encode(encoder: &mut Encoder, method: &Method, path: &str, fields: &HeaderMap) -> BytesMut {
+        let mut out = BytesMut::new();
+        let authority = HeaderValue::from_static("10.96.0.1");
+        encoder.encode(&mut out, method, &authority, path, fields.iter());
+        out
+    }
+
+    fn token() -> HeaderMap {
+        let token = HeaderValue::from_str(&format!("Bearer {}", "x".repeat(1200))).unwrap();
+        HeaderMap::from_iter([(header::AUTHORIZATION, token)])
+    }
+
+    /// What the whole of this is for.
+    #[test]
+    fn a_token_is_sent_once() {
+        let mut encoder = Encoder::new();
+        let mut lengths = (0..3).map(|_| encode(&mut encoder, &Method::GET, "/api", &token()).len());
+        assert!(lengths.next().unwrap() > 1200);
+        assert_eq!((lengths.next(), lengths.next()), (Some(10), Some(10)));
+    }
+
+    #[test]
+    fn a_peer_without_a_table_gets_it_each_time() {
+        let mut encoder = Encoder::new();
+        encode(&mut encoder, &Method::GET, "/api", &token());
+        encoder.resize(0);
+        let block = encode(&mut encoder, &Method::GET, "/api", &token());
+        assert_eq!((block[0], encoder.table.len()), (0x20, 0));
+        assert!(encode(&mut encoder, &Method::GET, "/api", &token()).len() > 1200);
+    }
+
+    /// RFC 7541, section 4.2: the smallest size in between, then the last.
+    #[test]
+    fn a_table_that_shrinks_and_grows_is_told_both() {
+        let mut encoder = Encoder::new();
+        encoder.resize(10);
+        encoder.resize(20);
+        let block = encode(&mut encoder, &Method::GET, "/", &HeaderMap::new());
+        assert_eq!(block[..3], [0x2a, 0x34, 0x82]);
+    }
+
+    fn method() -> impl Strategy<Value = Method> {
+        prop::sample::select(vec![Method::GET, Method::POST, Method::PATCH, Method::DELETE])
+    }
+
+    /// Few names and values, so that they come again; some fill the table.
+    fn fields() -> impl Strategy<Value = HeaderMap> {
+        let name = prop::sample::select(vec![
+            "authorization",
+            "accept",
+            "audit-id",
+            "impersonate-user",
+            "x",
+            "y",
+        ]);
+        let value = (0..3_usize, prop::sample::select(vec![0, 1, 7, 8, 200, 1500, 4000]));
+        let field = (name, value).prop_map(|(name, (kind, length))| {
+            let value = ["a", "b", "c"][kind].repeat(length);
+            (HeaderName::from_static(name), HeaderValue::from_str(&value).unwrap())
+        });
+        proptest::collection::vec(field, 0..8).prop_map(|fields| {
+            let mut map = HeaderMap::new();
+            for (name, value) in fields {
+                map.append(name, value);
+            }
+            map
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn requests_come_back_field_by_field(
+            requests in proptest::collection::vec((method(), fields(), prop::option::of(0..5000_usize)), 1..20),
+        ) {
+            let (mut encoder, mut decoder) = (Encoder::new(), Decoder::new());
+            for (method, fields, size) in requests {
+                if let Some(size) = size {
+                    encoder.resize(size);
+                }
+                let block = encode(&mut encoder, &method, "/api", &fields);
+                let (mut others, mut read) = (Vec::new(), Vec::new());
+                decoder.decode(&block, |field| {
+                    let value = field.value.clone().unwrap();
+                    match &field.name {
+                        decoder::Name::Field(name) => read.push((name.clone(), value)),
+                        _ => others.push(value),
+                    }
+                }).unwrap();
+                let sent: Vec<_> = fields.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+                prop_assert_eq!(read, sent);
+                let expected = [method.as_str(), "https", "10.96.0.1", "/api"];
+                prop_assert_eq!(others, expected.map(|value| HeaderValue::from_str(value).unwrap()));
+            }
+        }
+    }
+}
