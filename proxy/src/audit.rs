@@ -1,6 +1,6 @@
 //! The audit log: an event for each request, as Kubernetes writes them (`audit.k8s.io/v1`), one a line, to a file or to
 //! standard output, and to a webhook. [`policy`] says how much is written of which request, [`event`] is what is said,
-//! [`text`] how it is written.
+//! [`text`] how it is written, and [`tail`] lets operators look on.
 //!
 //! No event is dropped in silence. Each sink has a [`lane`] and a task that owns it and repeats what fails. While too
 //! many events wait for one, requests wait as well, and are refused in the end; or they go on and their events are lost
@@ -15,6 +15,7 @@ pub mod mask;
 pub mod policy;
 mod sink;
 mod spool;
+pub mod tail;
 mod text;
 mod user;
 pub mod webhook;
@@ -47,6 +48,7 @@ use self::{
     lane::{Lane, Writer},
     sink::{File, Sink},
     spool::Spool,
+    tail::Tail,
     text::Scribe,
     webhook::Webhook,
 };
@@ -138,6 +140,7 @@ struct Shared {
     /// Tickets whose event is still to come.
     open: AtomicUsize,
     metrics: Metrics,
+    tail: Tail,
     /// Something was written, or a ticket went.
     moved: Notify,
 }
@@ -182,11 +185,17 @@ impl Audit {
 
     fn with_sinks(sinks: Vec<(Box<dyn Sink>, Lane)>, terms: Terms, metrics: &Metrics) -> Self {
         let (sinks, lanes): (Vec<_>, Vec<_>) = sinks.into_iter().unzip();
+        let tail = Tail::new(
+            Arc::clone(&terms.node),
+            terms.clock.clone(),
+            metrics.audit_events_omitted(),
+        );
         let shared = Arc::new(Shared {
             terms,
             lanes: lanes.into(),
             open: AtomicUsize::new(0),
             metrics: metrics.clone(),
+            tail,
             moved: Notify::new(),
         });
         let start = |(lane, sink)| {
@@ -250,7 +259,14 @@ impl Audit {
             .map_err(|_| AuditError::Unwritten(shared.unwritten()))
     }
 
+    /// Where to listen to events as they come.
+    #[must_use]
+    pub fn tail(&self) -> Tail {
+        self.shared.tail.clone()
+    }
+
     fn send(&self, event: Event) {
+        self.shared.tail.tell(&event);
         let Some((last, others)) = self.events.split_last() else {
             return;
         };
@@ -332,4 +348,4 @@ impl Shared {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -60,7 +60,7 @@ pub struct Exchange {
     place: Option<Place>,
     _open: OpenStream,
     /// While it is held, the session isn't idle.
-    _use: Option<usage::Open>,
+    used: Option<usage::Open>,
     code: AtomicU16,
     request_bytes: AtomicU64,
     response_bytes: AtomicU64,
@@ -98,7 +98,7 @@ impl Exchange {
             asked: Arc::new(Asked::new(origin, node, clock.now(), auth_method, request)),
             reading,
             _open: metrics.stream(),
-            _use: session.map(|session| session.usage.open(&clock)),
+            used: session.map(|session| session.usage.open(&clock)),
             metrics,
             started: Instant::now(),
             acting: session.and_then(|session| session.acting().cloned()),
@@ -196,6 +196,9 @@ impl Exchange {
     pub fn took(&self, handed_on: Instant) {
         let added = handed_on.saturating_duration_since(self.started);
         self.metrics.answered(added, handed_on.elapsed());
+        if let Some(used) = &self.used {
+            used.added(added);
+        }
     }
 
     /// We answered it ourselves.
@@ -320,6 +323,9 @@ impl Drop for Exchange {
         let reading = std::mem::replace(&mut self.reading, Ok(RequestInfo::NonResource));
         let mut event = self.event(Stage::ResponseComplete, extent, reading);
         event.bodies = self.bodies(&ticket, extent);
+        if let Some(used) = self.used.as_ref().filter(|_| event.code >= 400) {
+            used.failed();
+        }
         self.metrics.completed(&Completion {
             method: &self.asked.method,
             code: event.code,

@@ -338,6 +338,11 @@ impl Metrics {
         self.audit.omitted.inc();
     }
 
+    /// How many requests left none.
+    pub(crate) fn audit_events_omitted(&self) -> Counter {
+        self.audit.omitted.clone()
+    }
+
     /// Those of the way to the audit webhook.
     pub(crate) fn webhook(&self) -> &WebhookMetrics {
         &self.audit.webhook

@@ -2,18 +2,20 @@
 //! node's, for its root; and, where the agent is told so, on a loopback address of the agent's pod, to which the API
 //! server forwards a port. Nobody is somebody for having reached that: [`access`] asks for a token.
 //!
-//! It only answers, from what is known anyway; nothing can be changed through it, and no secret is told.
+//! It only answers, from what is known anyway; nothing can be changed through it, and no secret is told. Some answers go
+//! on ([`live`]): who is on, again and again, and audit events as they come.
 
 pub mod access;
 mod answers;
+mod live;
 mod socket;
 pub mod view;
 
 use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{Either, Full};
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use percent_encoding::percent_decode_str;
@@ -26,17 +28,23 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::{access::Access, view::ErrorView};
+use self::{
+    access::Access,
+    live::{Body, Live, Reader, Times},
+    view::ErrorView,
+};
+use crate::audit::tail::Filter;
+
 pub use self::{
     answers::{Answers, KernelLook},
     socket::{SOCKET, Socket, SocketError, remove},
 };
 
 /// So many clients at once; further ones wait in the kernel's queue.
-const CLIENTS: usize = 16;
+const CLIENTS: usize = 24;
+/// So many of them may look on; further ones are refused.
+const LOOKING_ON: usize = 8;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-/// A client asks, reads, and goes.
-const CONNECTION_LIFETIME: Duration = Duration::from_mins(1);
 /// A head of a client of ours is a tenth of it, its token included.
 const HEAD: usize = 16 * 1024;
 /// After an accept that failed, others are left the time to close their descriptors.
@@ -60,17 +68,25 @@ pub enum OperatorError {
 /// What answers operators.
 #[derive(Debug)]
 pub struct Operator {
-    answers: Answers,
+    answers: Arc<Answers>,
     clients: Arc<Semaphore>,
+    looking_on: Arc<Semaphore>,
+    times: Times,
 }
 
 impl Operator {
     /// One that answers so, to a bounded number of clients over all of its doors.
     #[must_use]
     pub fn new(answers: Answers) -> Arc<Self> {
+        Self::with_times(answers, Times::default())
+    }
+
+    fn with_times(answers: Answers, times: Times) -> Arc<Self> {
         Arc::new(Self {
-            answers,
+            answers: Arc::new(answers),
             clients: Arc::new(Semaphore::new(CLIENTS)),
+            looking_on: Arc::new(Semaphore::new(LOOKING_ON)),
+            times,
         })
     }
 
@@ -124,40 +140,70 @@ impl Operator {
     ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (operator, stop) = (Arc::clone(self), stop.clone());
+        let (operator, stop, lifetime) = (Arc::clone(self), stop.clone(), self.times.lifetime);
         tokio::spawn(async move {
+            // Cut off where a live answer isn't read; until one begins, the connection has its time.
+            let (cut, goes_on) = (CancellationToken::new(), CancellationToken::new());
+            let door = Door {
+                access,
+                cut: cut.clone(),
+                goes_on: goes_on.clone(),
+            };
             let service = service_fn(move |request| {
-                let (operator, access) = (Arc::clone(&operator), access.clone());
-                async move { Ok::<_, Infallible>(operator.answer(access.as_deref(), &request).await) }
+                let (operator, door) = (Arc::clone(&operator), door.clone());
+                async move { Ok::<_, Infallible>(operator.answer(door, &request).await) }
             });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEADER_TIMEOUT)
                 .max_buf_size(HEAD)
                 .serve_connection(TokioIo::new(stream), service);
+            let time_is_up = async {
+                // A client asks, reads, and goes, unless it looks on.
+                time::sleep(lifetime).await;
+                if goes_on.is_cancelled() {
+                    std::future::pending::<()>().await;
+                }
+            };
             tokio::select! {
-                served = time::timeout(CONNECTION_LIFETIME, connection) => if let Ok(Err(error)) = served {
+                served = connection => if let Err(error) = served {
                     tracing::debug!(%error, "an operator's connection broke");
                 },
+                () = time_is_up => {}
+                () = cut.cancelled() => {}
                 () = stop.cancelled() => {}
             }
             drop(permit);
         });
     }
 
-    async fn answer<B>(&self, access: Option<&Access>, request: &Request<B>) -> Response<Full<Bytes>> {
+    async fn answer<B>(&self, door: Door, request: &Request<B>) -> Response<Body> {
         if request.method() != Method::GET {
             return refused(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered here");
         }
         // Before anything of the request is looked at: whether there is such a pod is told to nobody else.
-        if let Some(access) = access
+        if let Some(access) = &door.access
             && let Err(denied) = access.admit(request.headers()).await
         {
             return refused(denied.code(), &denied.to_string());
         }
-        let path = request.uri().path();
+        let (path, query) = (request.uri().path(), request.uri().query().unwrap_or_default());
         if path == "/v1/sessions" {
-            return json(StatusCode::OK, &self.answers.sessions());
+            let every = query.strip_prefix("every=").and_then(|seconds| seconds.parse().ok());
+            return match every {
+                None if query.is_empty() => json(StatusCode::OK, &self.answers.sessions()),
+                Some(seconds @ 1..=60) => self.go_on(door, request, Live::Sessions(Duration::from_secs(seconds))),
+                _ => refused(
+                    StatusCode::BAD_REQUEST,
+                    "every= takes seconds, from 1 to 60, and there is nothing else",
+                ),
+            };
+        }
+        if path == "/v1/events" {
+            return match Filter::from_query(query) {
+                Ok(filter) => self.go_on(door, request, Live::Events(self.answers.tail.listen(filter))),
+                Err(error) => refused(StatusCode::BAD_REQUEST, &error.to_string()),
+            };
         }
         if let Some(pod) = path.strip_prefix("/v1/pods/").filter(|pod| !pod.is_empty()) {
             let Ok(pod) = percent_decode_str(pod).decode_utf8() else {
@@ -165,8 +211,43 @@ impl Operator {
             };
             return json(StatusCode::OK, &self.answers.why(&pod).await);
         }
-        refused(StatusCode::NOT_FOUND, "try /v1/sessions or /v1/pods/<namespace>/<name>")
+        refused(
+            StatusCode::NOT_FOUND,
+            "try /v1/sessions, /v1/events or /v1/pods/<namespace>/<name>",
+        )
     }
+
+    /// Begins an answer that goes on, where there is a place for one.
+    fn go_on<B>(&self, door: Door, request: &Request<B>, live: Live) -> Response<Body> {
+        let Ok(place) = Arc::clone(&self.looking_on).try_acquire_owned() else {
+            let message = format!("{LOOKING_ON} look on at this agent already: end a tail or a top");
+            return refused(StatusCode::SERVICE_UNAVAILABLE, &message);
+        };
+        let mut headers = HeaderMap::new();
+        if let Some(shown) = request.headers().get(header::AUTHORIZATION) {
+            headers.insert(header::AUTHORIZATION, shown.clone());
+        }
+        door.goes_on.cancel();
+        let reader = Reader {
+            access: door.access,
+            headers,
+            cut: door.cut,
+            times: self.times,
+            _place: place,
+        };
+        reader.begin(Arc::clone(&self.answers), live)
+    }
+}
+
+/// The way that a client came by.
+#[derive(Debug, Clone)]
+struct Door {
+    /// Who is let in; nobody is asked at the node's own.
+    access: Option<Arc<Access>>,
+    /// Ends the connection.
+    cut: CancellationToken,
+    /// An answer that goes on has begun.
+    goes_on: CancellationToken,
 }
 
 /// Listens on the operators' address.
@@ -179,7 +260,7 @@ pub async fn listen(address: SocketAddr) -> Result<TcpListener, OperatorError> {
         .map_err(|source| OperatorError::Listen { address, source })
 }
 
-fn refused(code: StatusCode, message: &str) -> Response<Full<Bytes>> {
+fn refused(code: StatusCode, message: &str) -> Response<Body> {
     json(
         code,
         &ErrorView {
@@ -188,10 +269,10 @@ fn refused(code: StatusCode, message: &str) -> Response<Full<Bytes>> {
     )
 }
 
-fn json(code: StatusCode, view: &impl Serialize) -> Response<Full<Bytes>> {
+fn json(code: StatusCode, view: &impl Serialize) -> Response<Body> {
     // Our own types: they have a form in JSON.
     let body = serde_json::to_vec(view).unwrap_or_default();
-    let mut response = Response::new(Full::new(Bytes::from(body)));
+    let mut response = Response::new(Either::Left(Full::new(Bytes::from(body))));
     *response.status_mut() = code;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -14,6 +14,7 @@ mod parse;
 pub mod refuse;
 pub mod resource;
 pub mod spec;
+pub mod spread;
 pub mod store;
 pub mod usage;
 

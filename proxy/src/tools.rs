@@ -6,9 +6,12 @@ pub(crate) mod ask;
 mod change;
 mod cluster;
 mod kubectl;
+mod live;
 mod sessions;
 mod shell;
 mod table;
+mod tail;
+mod top;
 pub mod why;
 
 use std::{
@@ -28,6 +31,8 @@ pub use self::{
     kubectl::KubectlError,
     sessions::SessionsOptions,
     shell::{CompletionOptions, ManOptions},
+    tail::TailOptions,
+    top::TopOptions,
     why::WhyOptions,
 };
 
@@ -41,6 +46,10 @@ pub enum Tool {
     /// Exits with 0 if all is well, 3 if the pod isn't intercepted, 4 if it is and can't act, 5 if that can't be told,
     /// and 1 if nothing could be asked.
     Why(WhyOptions),
+    /// Shows sessions, their rates and latencies on a screen that renews itself, with their pods and their requests.
+    Top(TopOptions),
+    /// Shows audit events as they come, until ^C.
+    Tail(Box<TailOptions>),
     /// Ends a session now: what is open under it ends within a second.
     Revoke(RevokeOptions),
     /// Has a session end so long from now, and not before.
@@ -110,6 +119,15 @@ pub enum ToolError {
     /// A session isn't changed.
     #[error(transparent)]
     Change(#[from] ChangeError),
+    /// Nobody can be looked on at.
+    #[error("{0}")]
+    Live(String),
+    /// There is no terminal to draw on.
+    #[error("top draws on a terminal, and there is none: use `sessions --watch` or `tail`")]
+    NoTerminal,
+    /// The terminal.
+    #[error("the terminal can't be drawn on ({0}): see TERM, or use `sessions --watch`")]
+    Terminal(io::Error),
     /// What was found can't be written.
     #[error("the output can't be written: {0}")]
     Output(#[from] io::Error),
@@ -131,6 +149,8 @@ pub async fn run(tool: Tool) -> ExitCode {
     let outcome = match tool {
         Tool::Sessions(options) => sessions::run(&options).await.map(|()| ExitCode::SUCCESS),
         Tool::Why(options) => why::run(&options).await,
+        Tool::Top(options) => top::run(options).await.map(|()| ExitCode::SUCCESS),
+        Tool::Tail(options) => tail::run(&options).await.map(|()| ExitCode::SUCCESS),
         Tool::Revoke(options) => change::revoke(&options).await,
         Tool::Extend(options) => change::extend(&options).await,
         Tool::Completion(options) => shell::completion(&options).map(|()| ExitCode::SUCCESS),

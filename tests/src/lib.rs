@@ -4,3 +4,4 @@
 
 pub mod apiserver;
 pub mod node;
+pub mod screens;

@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use crate::build::{self, Binaries};
 use crate::command::{cargo, is_root, on_path, progress, run};
 use crate::refused::{self, Page};
+use crate::screens;
 use crate::setup::{self, Clients};
 
 /// Builds everything and becomes the demo.
@@ -43,7 +44,7 @@ pub(crate) struct Selection {
 /// Builds everything and runs the selected tests.
 ///
 /// # Errors
-/// Where set-up or a build fails, or a test does; and after a full run where `docs/refused.md` isn't what it saw.
+/// Where set-up or a build fails, or a test does; and after a full run where `docs/refused.md` or `docs/screens` isn't what it saw.
 pub(crate) fn test(selection: &Selection, page: Page) -> Result<()> {
     build::ebpf(&setup::ebpf()?, false)?;
     let clients = setup::clients()?;
@@ -64,12 +65,14 @@ pub(crate) fn test(selection: &Selection, page: Page) -> Result<()> {
         ));
     }
     command.args(&selection.filter).arg("--").args(&selection.harness);
-    let cases = refused::directory()?;
+    let (cases, screens) = (refused::directory()?, screens::directory()?);
     run(command
         .envs(environment(&binaries, &clients))
-        .env(understudy_cases::DIRECTORY, &cases))?;
+        .env(understudy_cases::DIRECTORY, &cases)
+        .env(screens::DIRECTORY, &screens))?;
     if *selection == Selection::default() {
         refused::settle(&cases, page)?;
+        screens::settle(&screens, page)?;
     }
     Ok(())
 }

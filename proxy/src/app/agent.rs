@@ -153,6 +153,7 @@ impl Agent {
             certificate: certificate.clone(),
             metrics: Metrics::clone(&metrics),
             own_rights: teller.own_rights(),
+            tail: audit.tail(),
             clock: clock.clone(),
             client: cluster.client.clone(),
         };

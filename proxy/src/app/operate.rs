@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin::Readiness,
+    audit::tail::Tail,
     clock::Clock,
     cluster::rights::OwnRights,
     enrol::PodStatus,
@@ -39,6 +40,7 @@ pub(super) struct Desk {
     pub(super) certificate: ServingCert,
     pub(super) metrics: Metrics,
     pub(super) own_rights: Option<OwnRights>,
+    pub(super) tail: Tail,
     pub(super) clock: Clock,
     /// Has the API server say who may ask.
     pub(super) client: kube::Client,
@@ -58,6 +60,7 @@ impl Desk {
             certificate: self.certificate,
             metrics: self.metrics,
             own_rights: self.own_rights,
+            tail: self.tail,
             clock: self.clock,
         });
         tokio::spawn(Arc::clone(&operator).serve_socket(socket, stop.clone()));

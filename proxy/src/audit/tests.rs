@@ -142,7 +142,7 @@ fn event(asked: Asked) -> Event {
     }
 }
 
-fn to(uri: &str) -> Event {
+pub(crate) fn to(uri: &str) -> Event {
     event(asked(uri))
 }
 

@@ -10,6 +10,7 @@ use super::view::{
 };
 use crate::{
     admin::Readiness,
+    audit::tail::Tail,
     clock::Clock,
     cluster::{rights::OwnRights, status::phase_name},
     enrol::{PodState, PodStatus},
@@ -44,6 +45,8 @@ pub struct Answers {
     pub metrics: Metrics,
     /// What pods' own accounts may do, where the cluster can be asked.
     pub own_rights: Option<OwnRights>,
+    /// Audit events as they come.
+    pub tail: Tail,
     /// The hour.
     pub clock: Clock,
 }
@@ -130,6 +133,8 @@ impl Answers {
             expires_at: report.expires_at,
             last_used: report.last_used,
             requests: report.requests,
+            failures: report.failures,
+            added: report.added,
             streams: report.connections,
             pods: pods
                 .iter()

@@ -1,3 +1,5 @@
+mod live;
+
 use std::path::Path;
 
 use http::HeaderValue;
@@ -16,6 +18,7 @@ use super::{
 };
 use crate::{
     admin::Readiness,
+    audit::Audit,
     caller::Prover,
     clock::Clock,
     cluster::mock::{Answer, Mock},
@@ -66,6 +69,14 @@ impl KernelLook for Looked {
 }
 
 async fn operator() -> Arc<Operator> {
+    operator_of(&Audit::discarding()).await
+}
+
+async fn operator_of(audit: &Audit) -> Arc<Operator> {
+    Operator::new(answers(audit).await)
+}
+
+async fn answers(audit: &Audit) -> Answers {
     let clock = Clock::system();
     let (mut store, sessions, _) = Store::new(Nothing, clock.clone());
     let session = Declared {
@@ -89,7 +100,7 @@ async fn operator() -> Arc<Operator> {
     metrics
         .lately()
         .refused(&name, What::Request, "no-session", Timestamp::from_second(1).unwrap());
-    Operator::new(Answers {
+    Answers {
         node: "box".into(),
         readiness,
         sessions,
@@ -98,8 +109,9 @@ async fn operator() -> Arc<Operator> {
         certificate: self_signed_cert().unwrap(),
         metrics,
         own_rights: None,
+        tail: audit.tail(),
         clock,
-    })
+    }
 }
 
 #[tokio::test]

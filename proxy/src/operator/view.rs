@@ -7,7 +7,10 @@ use std::net::SocketAddr;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-pub use crate::metrics::{Refused, What};
+pub use crate::{
+    metrics::{Refused, What},
+    sessions::spread::Bucket,
+};
 
 /// `GET /v1/sessions`: who is on, on this node.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +57,12 @@ pub struct SessionView {
     pub last_used: Option<Timestamp>,
     /// Requests that have come under it since then.
     pub requests: u64,
+    /// Those of them that were answered with 400 or above, by the API server or the agent.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub failures: u64,
+    /// How long the agent took before the API server had them, of those that it handed on: how many, by length.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub added: Vec<Bucket>,
     /// Requests and streams that are open under it.
     pub streams: usize,
     /// Its pods here.
@@ -189,4 +198,42 @@ pub struct OwnRightsView {
 pub struct ErrorView {
     /// What is wrong, and what to do.
     pub message: String,
+}
+
+/// What an answer that goes on says of itself, in a line of its own among the others: when it begins, every few seconds, and
+/// why it ends.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NoticeView {
+    /// `Notice`, by which such a line is told.
+    pub kind: String,
+    /// The agent's node.
+    pub node: String,
+    /// Requests that the audit policy has left out since the answer began.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub omitted: u64,
+    /// Why it ends here, where it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<String>,
+}
+
+impl NoticeView {
+    /// What tells such a line.
+    pub const KIND: &str = "Notice";
+
+    /// One of a node's.
+    #[must_use]
+    pub fn new(node: &str, omitted: u64, ended: Option<String>) -> Self {
+        Self {
+            kind: Self::KIND.to_owned(),
+            node: node.to_owned(),
+            omitted,
+            ended,
+        }
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }

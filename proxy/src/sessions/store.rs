@@ -12,6 +12,7 @@ use super::{
     judge::{Before, Terms, Verdict, judge},
     live::{Credential, End, LiveSession},
     spec::{AuthMethod, SessionSpec, SpecError, TokenSource, VerifiedBy},
+    spread::Bucket,
     usage::Usage,
 };
 use crate::{
@@ -112,6 +113,8 @@ impl Snapshot {
                 refused: standing.refused.clone(),
                 since: usage.map(|usage| usage.since()),
                 requests: usage.map_or(0, |usage| usage.requests()),
+                failures: usage.map_or(0, |usage| usage.failures()),
+                added: usage.map_or_else(Vec::new, |usage| usage.added()),
             }
         })
     }
@@ -156,6 +159,10 @@ pub struct Report {
     pub since: Option<Timestamp>,
     /// Requests that have come under it on this node since then.
     pub requests: u64,
+    /// Those of them that were answered with 400 or above.
+    pub failures: u64,
+    /// What the agent added to those that it handed on.
+    pub added: Vec<Bucket>,
 }
 
 /// Whether a session is in force, and if not, why.

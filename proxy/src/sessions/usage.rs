@@ -1,19 +1,29 @@
 //! When a session was last used, and for how long it has gone unused.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
+use super::spread::{Bucket, Spread};
 use crate::clock::Clock;
 
 /// A session's use on this node. It is the session's own, whoever it acts as meanwhile, and goes on when the session
 /// acts otherwise or isn't in force.
 #[derive(Debug)]
-pub struct Usage(Mutex<Counted>);
+pub struct Usage {
+    counted: Mutex<Counted>,
+    /// Requests that were answered with 400 or above.
+    failures: AtomicU64,
+    /// What the agent added to requests before the API server had them.
+    added: Spread,
+}
 
 #[derive(Debug)]
 struct Counted {
@@ -43,7 +53,7 @@ impl Usage {
     #[must_use]
     pub fn starting(now: Timestamp, last: Option<Timestamp>) -> Arc<Self> {
         let unused = last.filter(|last| *last <= now).unwrap_or(now);
-        Arc::new(Self(Mutex::new(Counted {
+        let counted = Mutex::new(Counted {
             open: 0,
             requests: 0,
             since: now,
@@ -51,7 +61,12 @@ impl Usage {
             unused,
             from: Instant::now(),
             already: between(unused, now),
-        })))
+        });
+        Arc::new(Self {
+            counted,
+            failures: AtomicU64::new(0),
+            added: Spread::default(),
+        })
     }
 
     /// Something comes under the session.
@@ -101,6 +116,18 @@ impl Usage {
         self.counted().requests
     }
 
+    /// Those of them that were answered with 400 or above, by whomever.
+    #[must_use]
+    pub fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Relaxed)
+    }
+
+    /// What the agent added to those that it handed on.
+    #[must_use]
+    pub fn added(&self) -> Vec<Bucket> {
+        self.added.buckets()
+    }
+
     /// Since when this agent has known of it.
     #[must_use]
     pub fn since(&self) -> Timestamp {
@@ -123,7 +150,19 @@ impl Usage {
 
     fn counted(&self) -> MutexGuard<'_, Counted> {
         // Numbers can't be left half-written.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Open {
+    /// It was answered with 400 or above.
+    pub fn failed(&self) {
+        self.usage.failures.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The agent took so long before the API server had it.
+    pub fn added(&self, latency: Duration) {
+        self.usage.added.count(latency);
     }
 }
 
@@ -151,7 +190,7 @@ fn between(earlier: Timestamp, later: Timestamp) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicI64, Ordering};
+    use std::sync::atomic::AtomicI64;
 
     use understudy_cases::{Area, seen};
 

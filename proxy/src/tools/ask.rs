@@ -6,16 +6,17 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use http::{HeaderValue, Request, StatusCode, header};
+use bytes::{Buf as _, Bytes, BytesMut};
+use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper::client::conn::http1;
+use hyper::{body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::de::DeserializeOwned;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::UnixStream,
+    task::JoinHandle,
     time::timeout,
 };
 
@@ -104,6 +105,40 @@ where
     T: DeserializeOwned,
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let (answer, driver) = send(stream, path, bearer, whom).await?;
+    let gibberish = |problem: String| AskError::Gibberish {
+        whom: whom.to_owned(),
+        problem,
+    };
+    let (code, body) = whole(answer).await;
+    drop(driver);
+    let body = body.map_err(gibberish)?;
+    if code != StatusCode::OK {
+        return Err(refusal(code, &body, whom));
+    }
+    serde_json::from_slice(&body).map_err(|error| gibberish(error.to_string()))
+}
+
+/// Drives a connection; it ends with this.
+#[derive(Debug)]
+struct Driver(JoinHandle<hyper::Result<()>>);
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Sends a question, and returns when the answer begins.
+async fn send<S>(
+    stream: S,
+    path: &str,
+    bearer: Option<HeaderValue>,
+    whom: &str,
+) -> Result<(Response<Incoming>, Driver), AskError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let broken = |source| AskError::Broken {
         whom: whom.to_owned(),
         source,
@@ -113,7 +148,7 @@ where
         problem,
     };
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-    let driver = tokio::spawn(connection);
+    let driver = Driver(tokio::spawn(connection));
     let mut request = Request::new(Empty::<Bytes>::new());
     *request.uri_mut() = path.parse().map_err(|error| gibberish(format!("{path}: {error}")))?;
     request
@@ -122,30 +157,113 @@ where
     if let Some(bearer) = bearer {
         request.headers_mut().insert(header::AUTHORIZATION, bearer);
     }
-    let answered = sender.send_request(request).await.map_err(broken);
-    let answer = match answered {
-        Ok(answer) => answer,
-        Err(error) => {
-            driver.abort();
-            return Err(error);
-        }
-    };
+    let answer = sender.send_request(request).await.map_err(broken)?;
+    Ok((answer, driver))
+}
+
+async fn whole(answer: Response<Incoming>) -> (StatusCode, Result<Bytes, String>) {
     let code = answer.status();
     let body = Limited::new(answer.into_body(), ANSWER).collect().await;
-    driver.abort();
-    let body = body.map_err(|error| gibberish(error.to_string()))?.to_bytes();
-    if code != StatusCode::OK {
-        let error: ErrorView = serde_json::from_slice(&body).unwrap_or_default();
-        let message = if error.message.is_empty() {
-            code.to_string()
-        } else {
-            error.message
-        };
-        return Err(AskError::Refused {
-            whom: whom.to_owned(),
-            code,
-            message,
-        });
+    (
+        code,
+        body.map(http_body_util::Collected::to_bytes)
+            .map_err(|error| error.to_string()),
+    )
+}
+
+fn refusal(code: StatusCode, body: &[u8], whom: &str) -> AskError {
+    let error: ErrorView = serde_json::from_slice(body).unwrap_or_default();
+    let message = if error.message.is_empty() {
+        code.to_string()
+    } else {
+        error.message
+    };
+    AskError::Refused {
+        whom: whom.to_owned(),
+        code,
+        message,
     }
-    serde_json::from_slice(&body).map_err(|error| gibberish(error.to_string()))
+}
+
+/// An answer that goes on, line by line.
+#[derive(Debug)]
+pub(crate) struct Lines {
+    body: Incoming,
+    /// What has come, and how far it has been looked through for an end of line.
+    kept: BytesMut,
+    seen: usize,
+    whom: String,
+    _driver: Driver,
+}
+
+/// Looks on over the agent's socket.
+pub(crate) async fn follow_socket(socket: &Path, path: &str) -> Result<Lines, AskError> {
+    let stream = UnixStream::connect(socket).await.map_err(|source| AskError::Socket {
+        path: socket.to_owned(),
+        source,
+    })?;
+    follow(stream, path, None, "of this node").await
+}
+
+/// Looks on over a connection to an agent.
+pub(crate) async fn follow<S>(stream: S, path: &str, bearer: Option<HeaderValue>, whom: &str) -> Result<Lines, AskError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let begun = async {
+        let (answer, driver) = send(stream, path, bearer, whom).await?;
+        if answer.status() != StatusCode::OK {
+            let (code, body) = whole(answer).await;
+            return Err(refusal(code, &body.unwrap_or_default(), whom));
+        }
+        Ok(Lines {
+            body: answer.into_body(),
+            kept: BytesMut::new(),
+            seen: 0,
+            whom: whom.to_owned(),
+            _driver: driver,
+        })
+    };
+    match timeout(PATIENCE, begun).await {
+        Ok(begun) => begun,
+        Err(_) => Err(AskError::Silent(whom.to_owned())),
+    }
+}
+
+impl Lines {
+    /// The next line, without its end; nothing at the end of all.
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, AskError> {
+        loop {
+            let unseen = self.kept.get(self.seen..).unwrap_or_default();
+            if let Some(end) = memchr::memchr(b'\n', unseen) {
+                let line = self.kept.split_to(self.seen + end).freeze();
+                self.kept.advance(1);
+                self.seen = 0;
+                return Ok(Some(line));
+            }
+            self.seen = self.kept.len();
+            if self.seen > ANSWER {
+                return Err(AskError::Gibberish {
+                    whom: self.whom.clone(),
+                    problem: "a line has no end".to_owned(),
+                });
+            }
+            // An agent gives a sign of life every few seconds.
+            let frame = timeout(PATIENCE, self.body.frame()).await;
+            match frame.map_err(|_| AskError::Silent(self.whom.clone()))? {
+                None => return Ok(None),
+                Some(Ok(frame)) => {
+                    if let Some(data) = frame.data_ref() {
+                        self.kept.extend_from_slice(data);
+                    }
+                }
+                Some(Err(source)) => {
+                    return Err(AskError::Broken {
+                        whom: self.whom.clone(),
+                        source,
+                    });
+                }
+            }
+        }
+    }
 }

@@ -12,7 +12,7 @@ use secrecy::{ExposeSecret as _, SecretString, zeroize::Zeroize as _};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader},
+    io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, BufReader},
     net::TcpStream,
     process::{Child, Command},
     time::timeout,
@@ -20,7 +20,7 @@ use tokio::{
 
 use super::{
     AskOptions,
-    ask::{AskError, ask},
+    ask::{AskError, Lines, ask, follow},
 };
 use crate::operator::access::audience;
 
@@ -153,6 +153,15 @@ impl<'a> Kubectl<'a> {
         Ok(answer?)
     }
 
+    /// Looks on at the agent of a node, in the pod `pod`, over a port that the API server forwards for as long as what
+    /// carries it is held.
+    pub(super) async fn follow(&self, node: &str, pod: &str, path: &str) -> Result<(Lines, Child), KubectlError> {
+        let bearer = self.token(node).await?;
+        let (stream, forwarding) = self.forward(pod).await?;
+        let lines = follow(stream, path, Some(bearer), &format!("of {node}")).await?;
+        Ok((lines, forwarding))
+    }
+
     /// A connection to the agents' port in a pod, and what carries it.
     async fn forward(&self, pod: &str) -> Result<(TcpStream, Child), KubectlError> {
         let what = || "port-forward".to_owned();
@@ -169,14 +178,16 @@ impl<'a> Kubectl<'a> {
         ];
         let mut child = self.command(&words).spawn().map_err(KubectlError::Missing)?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let mut stdout = stdout.map(BufReader::new);
         let begun = async {
             let mut line = String::new();
-            if let Some(stdout) = stdout {
-                BufReader::new(stdout.take(LINE)).read_line(&mut line).await?;
+            if let Some(stdout) = &mut stdout {
+                stdout.take(LINE).read_line(&mut line).await?;
             }
             Ok::<_, io::Error>(line)
         };
-        let line = match timeout(FORWARDING, begun).await {
+        let begun = timeout(FORWARDING, begun).await;
+        let line = match begun {
             Ok(Ok(line)) => line,
             Ok(Err(error)) => return Err(KubectlError::Missing(error)),
             Err(_) => return Err(KubectlError::Silent(what())),
@@ -192,12 +203,23 @@ impl<'a> Kubectl<'a> {
                 said: complaint(&said),
             });
         };
+        // It says each connection that it carries, and dies where nobody reads that.
+        tokio::spawn(read_out(stdout));
+        tokio::spawn(read_out(stderr));
         let stream = TcpStream::connect(("127.0.0.1", local)).await;
         let stream = stream.map_err(|error| KubectlError::Failed {
             what: what(),
             said: format!("its port can't be dialled ({error})"),
         })?;
         Ok((stream, child))
+    }
+}
+
+/// Reads to the end what nobody wants to know.
+async fn read_out(from: Option<impl AsyncRead + Unpin>) {
+    if let Some(mut from) = from {
+        // It ends with who writes, however that may be.
+        let _ended = tokio::io::copy(&mut from, &mut tokio::io::sink()).await;
     }
 }
 

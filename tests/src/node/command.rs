@@ -201,6 +201,19 @@ impl Command {
             .with_context(|| format!("cannot start `{}`", self.shown()))
     }
 
+    /// As a line for a shell that runs where this command would: variables of its own, program and arguments, quoted.
+    pub(crate) fn line(&self) -> String {
+        let quoted = |word: &str| format!("'{}'", word.replace('\'', r"'\''"));
+        let variables = self
+            .place
+            .env
+            .iter()
+            .map(|(name, value)| format!("{name}={}", quoted(value)));
+        let words = std::iter::once(self.program.as_os_str()).chain(self.arguments.iter().map(OsString::as_os_str));
+        let words = words.map(|word| quoted(&word.to_string_lossy()));
+        variables.chain(words).collect::<Vec<_>>().join(" ")
+    }
+
     fn shown(&self) -> String {
         let words = std::iter::once(self.program.as_os_str()).chain(self.arguments.iter().map(OsString::as_os_str));
         words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ")

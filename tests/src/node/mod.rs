@@ -25,6 +25,7 @@ mod pod;
 mod pod_spec;
 mod session;
 mod sweep;
+mod tmux;
 mod tools;
 mod wait;
 
@@ -44,4 +45,5 @@ pub use pki::{CertificateAuthority, Client, Identity};
 pub use pod::{Pod, PreparedPod};
 pub use pod_spec::{NODE_NAME, PodSpec, SESSION_LABEL};
 pub use session::{Session, SessionsDir};
+pub use tmux::Terminal;
 pub use wait::{Patience, eventually};

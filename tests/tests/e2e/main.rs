@@ -26,6 +26,7 @@ mod scale;
 mod secrets;
 mod sessions;
 mod streams;
+mod terminal;
 mod tools;
 mod tools_cluster;
 mod trust;

@@ -1,12 +1,15 @@
 //! What operators ask with, in a cluster: kubectl itself and its credentials, the objects, the agent behind its token and
 //! rights as `deploy` grants them. The box has no kubelet to carry a forwarded port, so that kubectl's `port-forward` alone
-//! is played: it says the agent's own port on the node, where the plugin runs.
+//! is played: it says the agent's own port on the node, where the plugin runs, and then again and again that it carries a
+//! connection, which kubectl's dies of where nobody reads it.
 
 use std::{fs, os::unix::fs::PermissionsExt as _};
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
-use understudy_tests::node::{AGENT_NAMESPACE, Agent, AgentOptions, Command, Output, PodSpec, binaries, eventually};
+use understudy_tests::node::{
+    AGENT_NAMESPACE, Agent, AgentOptions, Command, Output, Patience, PodSpec, Terminal, binaries, eventually,
+};
 
 use crate::{
     cluster::{Cluster, start_watch},
@@ -50,8 +53,11 @@ impl Desk {
         fs::create_dir_all(&directory)?;
         let kubectl = binaries::kubectl()?;
         let script = format!(
-            "#!/bin/sh\nif [ \"$1\" = port-forward ]; then\n  echo 'Forwarding from 127.0.0.1:9903 -> 9903'\n  exec sleep 60\nfi\n\
+            "#!/bin/sh\nif [ \"$1\" = port-forward ]; then\n  trap 'touch {}; exit 1' PIPE\n  \
+             echo 'Forwarding from 127.0.0.1:9903 -> 9903'\n  \
+             for turn in $(seq 600); do sleep 0.1; echo 'Handling connection for 9903'; done\n  exit\nfi\n\
              exec {} \"$@\"\n",
+            directory.join("unread").display(),
             kubectl.display()
         );
         fs::write(directory.join("kubectl"), script)?;
@@ -60,6 +66,11 @@ impl Desk {
         let desk = Self { cluster, path };
         desk.agent_is(true, None).await?;
         Ok(desk)
+    }
+
+    /// Whether the plugin left what kubectl's port-forward says unread.
+    fn is_unread(&self) -> bool {
+        self.cluster.node.directory().join("plugin/unread").exists()
     }
 
     /// What the kubelet says of the agent's pod.
@@ -292,5 +303,72 @@ async fn a_session_is_revoked_and_let_go_on() -> Result<()> {
         !missing.succeeded() && missing.stderr.contains("no Session support/nobody"),
         "{missing:?}"
     );
+    Ok(())
+}
+
+/// Of the rights in `deploy`, what lets the operators' account ask: the agent itself may still say who is who.
+fn rights_of_agents_account() -> Result<String> {
+    let documents = RIGHTS.split("\n---\n");
+    let of_account: Vec<&str> = documents
+        .filter(|text| text.contains("  name: understudy-agents\n"))
+        .collect();
+    anyhow::ensure!(of_account.len() == 2, "a role and its binding");
+    Ok(of_account.join("\n---\n"))
+}
+
+#[tokio::test]
+async fn the_plugin_looks_on_at_agents_while_it_may() -> Result<()> {
+    let desk = Desk::new().await?;
+    let api = &desk.cluster.api;
+    let pod = desk.cluster.pod_in_session().await?;
+    eventually("the Session says where it is", async || {
+        let status = desk.cluster.status().await?;
+        Ok((status["nodes"][0]["node"] == "box").then_some(()))
+    })
+    .await?;
+    let tail = desk.plugin(&["tail", "-n", "support", "--verb", "list"])?.spawn()?;
+    let elsewhere = desk.plugin(&["tail", "-n", "prod"])?.spawn()?;
+    eventually("the agent is heard", async || {
+        curl(&pod, PODS, &[]).await?;
+        Ok(tail
+            .stdout()
+            .contains(" box support/alice support/shell  list pods prod  200 ")
+            .then_some(()))
+    })
+    .await
+    .with_context(|| tail.stderr())?;
+    assert_eq!(elsewhere.stdout(), "", "no session is there");
+
+    let terminal = Terminal::open(&desk.cluster.node, 100, 24).await?;
+    terminal.run(&desk.plugin(&["top", "--every", "1"])?).await?;
+    terminal
+        .until("the session", |screen| {
+            screen.contains("alice") && screen.contains("1/1 agents")
+        })
+        .await?;
+
+    // The account's right goes, and with it what is under way: within the half minute that agents take to look.
+    api.withdraw_roles(&rights_of_agents_account()?).await?;
+    let patience = Patience(std::time::Duration::from_mins(1));
+    patience
+        .until("top says that it may not", async || {
+            let screen = terminal.screen().await?;
+            Ok((screen.contains("may not get") && screen.contains("0/1 agents")).then_some(()))
+        })
+        .await
+        .with_context(|| tail.stderr())?;
+    patience
+        .until("tail says that it may not", async || {
+            Ok(tail
+                .stderr()
+                .contains("may not get agents.understudy.dev")
+                .then_some(()))
+        })
+        .await?;
+    assert!(!desk.is_unread(), "kubectl would have died");
+    let heard = tail.stdout();
+    curl(&pod, PODS, &[]).await?;
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    assert_eq!(tail.stdout(), heard, "nothing is told any more");
     Ok(())
 }

@@ -1,5 +1,5 @@
 //! The clients that the demo and the tests run inside pods: kubectl, Python's `kubernetes` and curl; the programs that
-//! build the box they run in; and asciinema, which plays what was recorded there.
+//! build the box they run in, or a terminal in it; and asciinema, which plays what was recorded there.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use crate::workspace;
 const OLDEST_KUBECTL: (u32, u32) = (1, 31);
 
 /// Programs and the Debian packages that hold them.
-const PROGRAMS: [(&str, &str); 2] = [("curl", "curl"), ("ip", "iproute2")];
+const PROGRAMS: [(&str, &str); 3] = [("curl", "curl"), ("ip", "iproute2"), ("tmux", "tmux")];
 
 const PYTHON_PINS: &str = include_str!("../../python/requirements.txt");
 

@@ -95,6 +95,35 @@ impl ApiServer {
         self.put_in_force(&objects).await
     }
 
+    /// Takes back what [`ApiServer::grant_roles`] granted by the same manifest. It is so a moment later.
+    ///
+    /// # Errors
+    /// It isn't YAML, or the server refuses.
+    pub async fn withdraw_roles(&self, manifest: &str) -> Result<()> {
+        let mut objects: Vec<Value> = serde_saphyr::from_multiple(manifest).context("reading the rights in deploy")?;
+        objects.iter_mut().for_each(rename);
+        match &self.kind {
+            Kind::Real(_) => {
+                for binding in objects.iter().filter(|object| object["subjects"].is_array()) {
+                    let text = |value: &Value| value.as_str().unwrap_or_default().to_lowercase();
+                    let resource = format!("{}s.rbac.authorization.k8s.io", text(&binding["kind"]));
+                    let metadata = &binding["metadata"];
+                    self.delete(&resource, &text(&metadata["namespace"]), &text(&metadata["name"]))
+                        .await?;
+                }
+            }
+            Kind::Test(_) => {
+                let path = files(&self.node).join("rules.yaml");
+                let mut file: Value = serde_json::from_slice(&fs::read(&path)?)?;
+                let withdrawn = as_rules(&objects)?;
+                let all = file["rules"].as_array_mut().context("the rules are a list")?;
+                all.retain(|rule| !withdrawn.contains(rule));
+                fs::write(&path, file.to_string())?;
+            }
+        }
+        Ok(())
+    }
+
     async fn put_in_force(&self, objects: &[Value]) -> Result<()> {
         match &self.kind {
             Kind::Real(_) => {
