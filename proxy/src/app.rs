@@ -18,16 +18,15 @@ use std::{
 use tokio::{
     runtime::{self, Runtime},
     signal::unix::{Signal, SignalKind, signal},
-    task,
 };
 
 use self::agent::Agent;
 use crate::{
     check,
-    cli::{AgentOptions, CheckOptions, Command, Output, RecordingsCommand},
+    cli::{AgentOptions, CheckOptions, Command, Output},
     clock, gate, handover, kernel,
     logging::{Levels, LevelsError},
-    operator, recording, sessions, tools,
+    operator, sessions, tools,
 };
 
 /// What has to be done before any thread is made: the agent gives up what it won't need.
@@ -74,13 +73,7 @@ pub async fn run(command: Command, levels: Levels) -> anyhow::Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
-        Command::Recordings {
-            command: RecordingsCommand::Verify { files },
-        } => {
-            let all_whole =
-                task::spawn_blocking(move || recording::report::verify_all(&files, &mut io::stdout())).await??;
-            Ok(ExitCode::from(u8::from(!all_whole)))
-        }
+        Command::Recordings { command } => Ok(tools::recordings::run(command).await),
         Command::Gate { timeout } => {
             gate::wait(|variable| std::env::var(variable).ok(), timeout).await?;
             Ok(ExitCode::SUCCESS)

@@ -13,7 +13,10 @@ use crate::{
     audit::{AuditFailure, Rotation, mask::Mask},
     limits::Limits,
     pod::SessionId,
-    tools::Tool,
+    tools::{
+        Tool,
+        recordings::{ExportOptions, ListOptions, PlayOptions},
+    },
 };
 
 /// Lends pods an identity for a session: a transparent proxy for the Kubernetes API server.
@@ -85,7 +88,7 @@ pub enum Command {
         #[arg(long)]
         stay: bool,
     },
-    /// Looks at recordings of exec and attach.
+    /// Lists, plays, exports and verifies recordings of exec, attach and port-forward.
     Recordings {
         /// What to do with them.
         #[command(subcommand)]
@@ -111,6 +114,18 @@ pub enum RecordingsCommand {
         #[arg(value_name = "FILE", required = true)]
         files: Vec<PathBuf>,
     },
+    /// Lists recordings: whose, where, what command, since when, how long, and whether they are to be believed.
+    Ls(ListOptions),
+    /// Plays one in this terminal, with pause, steps, speed and seeking. `?` shows the keys.
+    ///
+    /// What isn't proven isn't played. Exits with 0 if the recording is whole, 3 if its end is missing, 4 if it was
+    /// changed, and 1 if it can't be played.
+    Play(PlayOptions),
+    /// Makes a page of one that plays in any browser, or text.
+    ///
+    /// What isn't proven is left out. Exits with 0 if the recording is whole, 3 if its end is missing, 4 if it was
+    /// changed, and 1 if nothing could be made.
+    Export(ExportOptions),
 }
 
 /// The options of `agent`.

@@ -6,6 +6,7 @@ pub(crate) mod ask;
 mod change;
 mod cluster;
 mod kubectl;
+pub mod recordings;
 mod sessions;
 mod shell;
 mod table;
@@ -13,7 +14,7 @@ pub mod why;
 
 use std::{
     io::{self, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
@@ -30,6 +31,7 @@ pub use self::{
     shell::{CompletionOptions, ManOptions},
     why::WhyOptions,
 };
+use crate::recording::cast::VerifyError;
 
 /// The commands.
 #[derive(Debug, Subcommand)]
@@ -121,9 +123,32 @@ pub enum ToolError {
         /// What the system says.
         source: io::Error,
     },
+    /// A recording.
+    #[error("{}: {source}", file.display())]
+    Recording {
+        /// Which.
+        file: PathBuf,
+        /// What is wrong with it.
+        source: VerifyError,
+    },
+    /// There is nothing to play on.
+    #[error("a recording is played in a terminal, and this isn't one: use `recordings export FILE --to text`")]
+    NoTerminal,
+    /// The terminal can't be drawn on.
+    #[error("the terminal can't be used ({0}): use `recordings export FILE --to text`")]
+    Terminal(io::Error),
     /// It has no form in YAML, which would be a mistake of ours.
     #[error("the output can't be written as YAML: {0}; use -o json")]
     Yaml(#[from] serde_saphyr::ser::Error),
+}
+
+impl ToolError {
+    fn recording(file: &Path, source: VerifyError) -> Self {
+        Self::Recording {
+            file: file.to_owned(),
+            source,
+        }
+    }
 }
 
 /// Runs one. What stands in the way is said on standard error, without the agent's log around it.
@@ -136,6 +161,11 @@ pub async fn run(tool: Tool) -> ExitCode {
         Tool::Completion(options) => shell::completion(&options).map(|()| ExitCode::SUCCESS),
         Tool::Man(options) => shell::man(&options).map(|()| ExitCode::SUCCESS),
     };
+    exit(outcome)
+}
+
+/// What to exit with. What stood in the way is said.
+fn exit(outcome: Result<ExitCode, ToolError>) -> ExitCode {
     match outcome {
         // Whoever read has enough: `| head`.
         Err(ToolError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,

@@ -65,6 +65,9 @@ pub(crate) fn test(selection: &Selection, page: Page) -> Result<()> {
     }
     command.args(&selection.filter).arg("--").args(&selection.harness);
     let cases = refused::directory()?;
+    if page == Page::Accept {
+        command.env(understudy_cases::ACCEPT, "1");
+    }
     run(command
         .envs(environment(&binaries, &clients))
         .env(understudy_cases::DIRECTORY, &cases))?;

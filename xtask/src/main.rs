@@ -64,7 +64,7 @@ enum Chore {
         /// Boot Debian's kernel of this version, and run the tests in it that have to do with the kernel
         #[arg(long, value_name = "VERSION")]
         kernel: Option<String>,
-        /// Write docs/refused.md as the tests saw it, rather than fail where it differs
+        /// Write docs/refused.md and the screens of docs/recording.md as the tests saw them, rather than fail where they differ
         #[arg(long, conflicts_with_all = ["filter", "package", "kernel", "harness"])]
         accept: bool,
         /// Handed to the test programs: `-- --nocapture`

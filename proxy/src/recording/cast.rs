@@ -17,7 +17,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
-pub use self::proof::{Ending, Verified, VerifyError, verify};
+pub use self::proof::{Ending, Line, Verified, VerifyError, read, verify};
 use super::{
     about::About,
     transcript::{Piece, Transcript},
@@ -55,7 +55,9 @@ pub enum Code {
 }
 
 impl Code {
-    const fn letter(self) -> char {
+    /// In the recording.
+    #[must_use]
+    pub const fn letter(self) -> char {
         match self {
             Self::Output => 'o',
             Self::Input => 'i',

@@ -1,12 +1,14 @@
 //! `understudy recordings verify`: what is to be said of recordings.
 
 use std::{
-    fs::File,
-    io::{self, BufReader, Write},
+    io::{self, Write},
     path::{Path, PathBuf},
 };
 
-use super::cast::{Ending, Verified, VerifyError, verify};
+use super::{
+    cast::{Ending, Verified, VerifyError, verify},
+    file,
+};
 
 /// Says of each recording in a line whether it is what was written, and whether its end is there. True: all are, and have.
 ///
@@ -46,7 +48,7 @@ pub fn verify_all(files: &[PathBuf], out: &mut impl Write) -> io::Result<bool> {
 }
 
 fn verified(path: &Path) -> Result<Verified, VerifyError> {
-    verify(BufReader::new(File::open(path)?))
+    verify(file::open(path)?)
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@
 //! tests leaves every case in one directory, and `cargo xtask test` holds `docs/refused.md` to be what they say.
 //! Nothing here decides what is right: that is for the test's assertions.
 
+mod screens;
+
 use std::{
     env, fs,
     io::{self, Write as _},
@@ -11,6 +13,8 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+
+pub use self::screens::{ACCEPT, keep_screen};
 
 /// The environment variable that names the directory in which cases are kept. Without it they are kept nowhere, as in
 /// a run of a few tests.

@@ -64,11 +64,37 @@ struct Ours {
     sums: String,
 }
 
+/// What is read of a recording, line by line.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Line<'l> {
+    /// The first.
+    Head(&'l [u8]),
+    /// Something happened.
+    Event {
+        /// Seconds since the beginning, as the line has it.
+        at: f64,
+        /// What, by its letter. It may be one of another asciicast's.
+        code: char,
+        /// What of it.
+        text: &'l str,
+    },
+    /// A sum that is right: all before is as it was written.
+    Proven,
+}
+
 /// Reads a recording, and checks each sum.
 ///
 /// # Errors
 /// If it can't be read, isn't a recording, or isn't what was written.
-pub fn verify(mut recording: impl BufRead) -> Result<Verified, VerifyError> {
+pub fn verify(recording: impl BufRead) -> Result<Verified, VerifyError> {
+    read(recording, &mut |_| {})
+}
+
+/// Reads a recording, and checks each sum. What is seen counts once a [`Line::Proven`] has followed.
+///
+/// # Errors
+/// As [`verify`]. What was proven before stands.
+pub fn read(mut recording: impl BufRead, see: &mut dyn FnMut(Line<'_>)) -> Result<Verified, VerifyError> {
     let mut sum = Sha256::new();
     let (mut lines, mut proven, mut unproven) = (0, 0, 0);
     let mut end = None;
@@ -87,6 +113,7 @@ pub fn verify(mut recording: impl BufRead) -> Result<Verified, VerifyError> {
                 return Err(VerifyError::Foreign);
             }
             unproven += line.len() as u64;
+            see(Line::Head(&line));
         } else if line.last() != Some(&b'\n') {
             // A write that didn't get through.
             if whole || line.len() as u64 >= LONGEST_LINE {
@@ -98,7 +125,7 @@ pub fn verify(mut recording: impl BufRead) -> Result<Verified, VerifyError> {
             if whole {
                 return Err(changed);
             }
-            let Ok((_, code, text)) = serde_json::from_slice::<(f64, char, String)>(&line) else {
+            let Ok((at, code, text)) = serde_json::from_slice::<(f64, char, String)>(&line) else {
                 return Err(changed);
             };
             if code == Code::Sum.letter() {
@@ -107,10 +134,12 @@ pub fn verify(mut recording: impl BufRead) -> Result<Verified, VerifyError> {
                 }
                 (proven, unproven) = (lines, 0);
                 whole = end.is_some();
+                see(Line::Proven);
             } else {
                 if end.is_some() {
                     return Err(changed);
                 }
+                see(Line::Event { at, code, text: &text });
                 if code == Code::End.letter() {
                     end = Some(text);
                 }
