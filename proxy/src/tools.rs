@@ -5,6 +5,7 @@
 pub(crate) mod ask;
 mod change;
 mod cluster;
+pub mod complete;
 mod kubectl;
 pub mod recordings;
 mod sessions;
