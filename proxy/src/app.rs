@@ -12,28 +12,21 @@ mod source;
 
 use std::{
     io::{self, Write as _},
-    path::PathBuf,
     process::ExitCode,
 };
 
 use tokio::{
     runtime::{self, Runtime},
     signal::unix::{Signal, SignalKind, signal},
-    task,
 };
 
 use self::agent::Agent;
 use crate::{
     check,
-    cli::{AgentOptions, CheckOptions, Command, Output, RecordingsCommand},
+    cli::{AgentOptions, CheckOptions, Command, Output},
     clock, gate, handover, kernel,
     logging::{Levels, LevelsError},
-    operator,
-    recording::{
-        self,
-        age::{AgeError, Identity},
-    },
-    sessions, tools,
+    operator, sessions, tools,
 };
 
 /// What has to be done before any thread is made: the agent gives up what it won't need.
@@ -80,36 +73,12 @@ pub async fn run(command: Command, levels: Levels) -> anyhow::Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
-        Command::Recordings { command } => run_recordings(command).await,
+        Command::Recordings { command } => Ok(tools::recordings::run(command).await),
         Command::Gate { timeout } => {
             gate::wait(|variable| std::env::var(variable).ok(), timeout).await?;
             Ok(ExitCode::SUCCESS)
         }
     }
-}
-
-async fn run_recordings(command: RecordingsCommand) -> anyhow::Result<ExitCode> {
-    let all_whole = task::spawn_blocking(move || -> anyhow::Result<bool> {
-        match command {
-            RecordingsCommand::Verify { files, identity } => {
-                let identities = identities(&identity)?;
-                Ok(recording::report::verify_all(&files, &identities, &mut io::stdout())?)
-            }
-            RecordingsCommand::Decrypt { file, identity } => {
-                recording::report::decrypt(&file, &identities(&identity)?, &mut io::stdout().lock())?;
-                Ok(true)
-            }
-        }
-    });
-    Ok(ExitCode::from(u8::from(!all_whole.await??)))
-}
-
-fn identities(files: &[PathBuf]) -> Result<Vec<Identity>, AgeError> {
-    let mut all = Vec::new();
-    for file in files {
-        all.extend(Identity::read(file)?);
-    }
-    Ok(all)
 }
 
 async fn run_check(options: &CheckOptions) -> anyhow::Result<ExitCode> {

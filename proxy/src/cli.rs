@@ -14,7 +14,10 @@ use crate::{
     limits::Limits,
     pod::SessionId,
     recording::age::Recipient,
-    tools::Tool,
+    tools::{
+        Tool,
+        recordings::{ExportOptions, Identities, ListOptions, PlayOptions},
+    },
 };
 
 /// Lends pods an identity for a session: a transparent proxy for the Kubernetes API server.
@@ -86,7 +89,7 @@ pub enum Command {
         #[arg(long)]
         stay: bool,
     },
-    /// Looks at recordings of exec, attach and port-forward.
+    /// Lists, plays, exports and verifies recordings of exec, attach and port-forward.
     Recordings {
         /// What to do with them.
         #[command(subcommand)]
@@ -111,20 +114,31 @@ pub enum RecordingsCommand {
         /// The recordings.
         #[arg(value_name = "FILE", required = true)]
         files: Vec<PathBuf>,
-        /// A file with identities of age's, to open those that are sealed and look at what is in them. Without it, their
-        /// sums are checked. May be given several times.
-        #[arg(long, value_name = "FILE")]
-        identity: Vec<PathBuf>,
+        /// Without one, only the sums of those that are sealed are checked.
+        #[command(flatten)]
+        identities: Identities,
     },
     /// Writes what was sealed in one to standard output, as a player reads it.
     Decrypt {
         /// The recording.
         #[arg(value_name = "FILE")]
         file: PathBuf,
-        /// A file with identities of age's. May be given several times.
-        #[arg(long, value_name = "FILE", required = true)]
-        identity: Vec<PathBuf>,
+        /// One of them has to open it, if it is sealed.
+        #[command(flatten)]
+        identities: Identities,
     },
+    /// Lists recordings: whose, where, what command, since when, how long, and whether they are to be believed.
+    Ls(ListOptions),
+    /// Plays one in this terminal, with pause, steps, speed and seeking. `?` shows the keys.
+    ///
+    /// What isn't proven isn't played. Exits with 0 if the recording is whole, 3 if its end is missing, 4 if it was
+    /// changed, and 1 if it can't be played.
+    Play(PlayOptions),
+    /// Makes a page of one that plays in any browser, or text.
+    ///
+    /// What isn't proven is left out. Exits with 0 if the recording is whole, 3 if its end is missing, 4 if it was
+    /// changed, and 1 if nothing could be made.
+    Export(ExportOptions),
 }
 
 /// The options of `agent`.

@@ -4,9 +4,12 @@
 
 use std::{process::ExitCode, time::Duration};
 
-use understudy::{app, cli::Cli, logging};
+use understudy::{app, cli::Cli, logging, tools::complete};
 
 fn main() -> anyhow::Result<ExitCode> {
+    if let Some(code) = complete::answer(std::env::args_os()) {
+        return Ok(code);
+    }
     let cli = Cli::from_command_line(std::env::args_os());
     let levels = logging::start(cli.log_format);
     app::prepare(&cli.command)?;

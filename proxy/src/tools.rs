@@ -5,8 +5,10 @@
 pub(crate) mod ask;
 mod change;
 mod cluster;
+pub mod complete;
 mod kubectl;
 mod live;
+pub mod recordings;
 mod sessions;
 mod shell;
 mod table;
@@ -16,7 +18,7 @@ pub mod why;
 
 use std::{
     io::{self, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
@@ -35,6 +37,7 @@ pub use self::{
     top::TopOptions,
     why::WhyOptions,
 };
+use crate::recording::{age::AgeError, cast::VerifyError};
 
 /// The commands.
 #[derive(Debug, Subcommand)]
@@ -110,6 +113,12 @@ pub enum Form {
 /// Why a command came to nothing. Each says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum ToolError {
+    /// There is no identity to open recordings with.
+    #[error(transparent)]
+    Identity(AgeError),
+    /// A recording that only some may read.
+    #[error("{} is sealed: --identity FILE opens it, with an identity of one of its recipients", .0.display())]
+    Sealed(PathBuf),
     /// An agent can't be asked.
     #[error(transparent)]
     Ask(#[from] AskError),
@@ -123,10 +132,13 @@ pub enum ToolError {
     #[error("{0}")]
     Live(String),
     /// There is no terminal to draw on.
-    #[error("top draws on a terminal, and there is none: use `sessions --watch` or `tail`")]
-    NoTerminal,
+    #[error("this draws on a terminal, and there is none: use {instead}")]
+    NoTerminal {
+        /// What can do without one.
+        instead: &'static str,
+    },
     /// The terminal.
-    #[error("the terminal can't be drawn on ({0}): see TERM, or use `sessions --watch`")]
+    #[error("the terminal can't be drawn on ({0}): see that TERM is right for it")]
     Terminal(io::Error),
     /// What was found can't be written.
     #[error("the output can't be written: {0}")]
@@ -139,9 +151,26 @@ pub enum ToolError {
         /// What the system says.
         source: io::Error,
     },
+    /// A recording.
+    #[error("{}: {source}", file.display())]
+    Recording {
+        /// Which.
+        file: PathBuf,
+        /// What is wrong with it.
+        source: VerifyError,
+    },
     /// It has no form in YAML, which would be a mistake of ours.
     #[error("the output can't be written as YAML: {0}; use -o json")]
     Yaml(#[from] serde_saphyr::ser::Error),
+}
+
+impl ToolError {
+    fn recording(file: &Path, source: VerifyError) -> Self {
+        Self::Recording {
+            file: file.to_owned(),
+            source,
+        }
+    }
 }
 
 /// Runs one. What stands in the way is said on standard error, without the agent's log around it.
@@ -156,6 +185,11 @@ pub async fn run(tool: Tool) -> ExitCode {
         Tool::Completion(options) => shell::completion(&options).map(|()| ExitCode::SUCCESS),
         Tool::Man(options) => shell::man(&options).map(|()| ExitCode::SUCCESS),
     };
+    exit(outcome)
+}
+
+/// What to exit with. What stood in the way is said.
+fn exit(outcome: Result<ExitCode, ToolError>) -> ExitCode {
     match outcome {
         // Whoever read has enough: `| head`.
         Err(ToolError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,

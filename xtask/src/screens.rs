@@ -1,7 +1,10 @@
 //! `docs/screens`: pictures of what operators see, as a run of the tests saw it on a terminal.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::{
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, ensure};
 
@@ -185,15 +188,18 @@ fn draw(screen: &str) -> String {
             let length = run.chars().count();
             let (front, back) = look.colours();
             let left = MARGIN + column * WIDTH;
+            // Writing to a String cannot fail.
             if let Some(back) = back {
                 let width = length * WIDTH;
-                body += &format!(
-                    "<rect x=\"{left}\" y=\"{top}\" width=\"{width}\" height=\"{HEIGHT}\" fill=\"{back}\"/>\n"
+                let _ = writeln!(
+                    body,
+                    "<rect x=\"{left}\" y=\"{top}\" width=\"{width}\" height=\"{HEIGHT}\" fill=\"{back}\"/>"
                 );
             }
             let bold = if look.is_bold { " font-weight=\"bold\"" } else { "" };
             let dim = if look.is_dim { " fill-opacity=\"0.6\"" } else { "" };
-            text += &format!(
+            let _ = write!(
+                text,
                 "<tspan x=\"{left}\" fill=\"{front}\"{bold}{dim} textLength=\"{}\">{}</tspan>",
                 length * WIDTH,
                 escaped(&run)
@@ -202,8 +208,9 @@ fn draw(screen: &str) -> String {
         }
         columns = columns.max(column);
         if !text.is_empty() {
-            body += &format!(
-                "<text y=\"{}\" xml:space=\"preserve\">{text}</text>\n",
+            let _ = writeln!(
+                body,
+                "<text y=\"{}\" xml:space=\"preserve\">{text}</text>",
                 top + HEIGHT - 4
             );
         }

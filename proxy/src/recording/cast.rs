@@ -25,7 +25,7 @@ use self::{
     sum::Sum,
 };
 pub use self::{
-    proof::{Ending, Sealing, Verified, VerifyError, read, verify},
+    proof::{Ending, Line, Sealing, Verified, VerifyError, read, verify},
     sum::Sums,
 };
 use super::{
@@ -66,7 +66,9 @@ pub enum Code {
 }
 
 impl Code {
-    const fn letter(self) -> char {
+    /// In the recording.
+    #[must_use]
+    pub const fn letter(self) -> char {
         match self {
             Self::Output => 'o',
             Self::Input => 'i',

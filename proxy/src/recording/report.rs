@@ -1,14 +1,14 @@
 //! `understudy recordings verify` and `decrypt`: what is to be said of recordings, and what is in them.
 
 use std::{
-    fs::File,
-    io::{self, BufReader, BufWriter, Write},
+    io::{self, BufWriter, Write},
     path::{Path, PathBuf},
 };
 
 use super::{
     age::Identity,
     cast::{Ending, Sealing, Verified, VerifyError, read},
+    file,
 };
 
 /// Says of each recording in a line whether it is what was written, and whether its end is there. True: all are, and have.
@@ -59,17 +59,15 @@ pub fn verify_all(files: &[PathBuf], identities: &[Identity], out: &mut impl Wri
 /// # Errors
 /// If it can't be read or opened, or isn't as it was written: what was written down up to there is all that there is to be
 /// had of it.
-pub fn decrypt(file: &Path, identities: &[Identity], out: &mut impl Write) -> Result<Verified, VerifyError> {
+pub fn decrypt(path: &Path, identities: &[Identity], out: &mut impl Write) -> Result<Verified, VerifyError> {
     let mut out = BufWriter::new(out);
-    let verified = read(BufReader::new(File::open(file)?), identities, &mut |lines| {
-        out.write_all(lines)
-    });
+    let verified = read(file::open(path)?, identities, &mut |line| out.write_all(line.bytes()));
     out.flush()?;
     verified
 }
 
 fn verified(path: &Path, identities: &[Identity]) -> Result<Verified, VerifyError> {
-    read(BufReader::new(File::open(path)?), identities, &mut |_| Ok(()))
+    read(file::open(path)?, identities, &mut |_| Ok(()))
 }
 
 fn said(sealing: Sealing) -> &'static str {

@@ -35,9 +35,20 @@ pub(super) fn printable(text: &str) -> String {
     if text.is_empty() {
         return NONE.to_owned();
     }
-    text.chars()
-        .map(|letter| if letter.is_control() { '\u{fffd}' } else { letter })
-        .collect()
+    text.chars().map(shown).collect()
+}
+
+/// A letter, or U+FFFD in place of one that would move the cursor, speak to the terminal, or turn what stands around it:
+/// the marks of direction make a line read otherwise than it is (CVE-2021-42574).
+pub(super) fn shown(letter: char) -> char {
+    let turns =
+        matches!(letter, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let parts = matches!(letter, '\u{2028}' | '\u{2029}');
+    if letter.is_control() || turns || parts {
+        '\u{fffd}'
+    } else {
+        letter
+    }
 }
 
 /// How long ago something was.
@@ -117,10 +128,10 @@ mod tests {
         let mut out = Vec::new();
         let rows = [
             vec!["support".to_owned(), "a\u{1b}[2J\tb".to_owned()],
-            vec![String::new(), "c".to_owned()],
+            vec![String::new(), "c\u{202e}\u{9b}".to_owned()],
         ];
         write(&mut out, Some(&["NAMESPACE", "NAME"]), &rows).unwrap();
-        let expected = "NAMESPACE   NAME\nsupport     a\u{fffd}[2J\u{fffd}b\n<none>      c\n";
+        let expected = "NAMESPACE   NAME\nsupport     a\u{fffd}[2J\u{fffd}b\n<none>      c\u{fffd}\u{fffd}\n";
         assert_eq!(String::from_utf8(out).unwrap(), expected);
     }
 }

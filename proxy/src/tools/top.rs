@@ -47,7 +47,9 @@ const FRAME: Duration = Duration::from_millis(100);
 
 pub(super) async fn run(options: TopOptions) -> Result<(), ToolError> {
     if !io::stdout().is_terminal() || !io::stdin().is_terminal() {
-        return Err(ToolError::NoTerminal);
+        return Err(ToolError::NoTerminal {
+            instead: "`sessions --watch` or `tail`",
+        });
     }
     let ended = Ended::new()?;
     let screen = Screen::take()?;

@@ -19,6 +19,7 @@ mod mixed;
 mod logging;
 mod metrics;
 mod node_in_a_box;
+mod playing;
 mod proofs;
 mod recording;
 mod refusals;

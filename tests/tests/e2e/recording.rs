@@ -1,13 +1,11 @@
 //! Recordings of exec, made of what kubectl does in a pod: played by asciinema, and proven by sums that are made anew here.
 
 use std::{
-    fmt::Write as _,
     fs,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result, ensure};
-use aws_lc_rs::digest::{Context, SHA256};
 use rstest::rstest;
 use serde_json::{Value, json};
 use understudy_cases::{Area, seen};
@@ -60,17 +58,14 @@ struct Recorded {
 impl Recorded {
     fn read(path: PathBuf) -> Result<Self> {
         let text = fs::read_to_string(&path)?;
-        let mut all = Context::new(&SHA256);
+        let mut all = blake3::Hasher::new();
         let mut lines = Vec::new();
         for line in text.split_inclusive('\n') {
             ensure!(line.ends_with('\n'), "a line that isn't whole: {line}");
             let parsed: Value = serde_json::from_str(line).with_context(|| line.to_owned())?;
             if parsed[1] == "h" {
-                let mut sum = String::new();
-                for byte in all.clone().finish().as_ref() {
-                    write!(sum, "{byte:02x}")?;
-                }
-                ensure!(parsed[2] == sum, "the sum is wrong in {line}");
+                let sum = all.finalize().to_hex();
+                ensure!(parsed[2] == sum.as_str(), "the sum is wrong in {line}");
             }
             all.update(line.as_bytes());
             lines.push(parsed);
@@ -197,6 +192,15 @@ async fn what_is_recorded_is_what_the_terminal_showed(#[case] websocket: &str, #
     Ok(())
 }
 
+/// What was shown stands in the one recording: it is gathered for a few milliseconds before.
+async fn written_down(directory: &Path, shown: &str) -> Result<()> {
+    eventually("it is written down", async || {
+        let recorded = Recorded::all_in(directory).unwrap_or_default();
+        Ok(recorded.iter().any(|one| one.text("o").contains(shown)).then_some(()))
+    })
+    .await
+}
+
 #[tokio::test]
 async fn a_full_disk_ends_what_must_be_recorded_and_nothing_else() -> Result<()> {
     let node = Node::new()?;
@@ -206,6 +210,7 @@ async fn a_full_disk_ends_what_must_be_recorded_and_nothing_else() -> Result<()>
     let mut exec = world.pod.kubectl_command(words)?.spawn()?;
     exec.write(b"alive\n").await?;
     exec.stdout_until(|text| text.contains("alive")).await?;
+    written_down(disk.path(), "alive").await?;
     disk.fill()?;
     // More than what is left of the recording's last page. It may end before all of it is taken.
     let _ = exec.write("x".repeat(64 * 1024).as_bytes()).await;
@@ -247,11 +252,7 @@ async fn what_a_killed_agent_leaves_plays_and_is_proven() -> Result<()> {
     let mut exec = world.pod.kubectl_command(words)?.spawn()?;
     exec.write(b"alive\n").await?;
     exec.stdout_until(|text| text.contains("alive")).await?;
-    eventually("it is written down", async || {
-        let recorded = Recorded::all_in(&directory).unwrap_or_default();
-        Ok(recorded.iter().any(|one| one.text("o").contains("alive")).then_some(()))
-    })
-    .await?;
+    written_down(&directory, "alive").await?;
     world.agent.kill9().await?;
     let recorded = Recorded::all_in(&directory)?.pop().context("a recording")?;
     assert_eq!(recorded.end, None);

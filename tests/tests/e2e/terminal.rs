@@ -9,7 +9,7 @@ use nix::{
 };
 use serde_json::Value;
 use understudy_tests::{
-    node::{Agent, Node, Pod, PodSpec, Running, Session, Terminal, binaries, eventually},
+    node::{Agent, Command, Node, Pod, PodSpec, Running, Session, Terminal, binaries, eventually},
     screens,
 };
 
@@ -157,8 +157,9 @@ async fn assert_given_back(terminal: &Terminal) -> Result<()> {
     let settings = terminal
         .until("the terminal's settings", |screen| screen.contains("icanon"))
         .await?;
-    for wanted in [" icanon", " echo ", " isig"] {
-        assert!(settings.contains(wanted), "{wanted} is missing: {settings}");
+    for wanted in ["icanon", "echo", "isig", "opost"] {
+        let is_set = settings.split_whitespace().any(|setting| setting == wanted);
+        assert!(is_set, "{wanted} is missing: {settings}");
     }
     Ok(())
 }
@@ -245,10 +246,13 @@ async fn top_shows_who_is_on_and_gives_the_terminal_back() -> Result<()> {
         .await?;
     terminal.keys(&["x", "q"]).await?;
     assert_given_back(&terminal).await?;
+    end_and_lose(world, &terminal, &top).await
+}
 
-    // However it ends.
+/// However it ends, the terminal is given back; and an agent that is gone is said.
+async fn end_and_lose(world: World, terminal: &Terminal, top: &Command) -> Result<()> {
     for end in [None, Some(Signal::SIGTERM)] {
-        terminal.run(&top).await?;
+        terminal.run(top).await?;
         terminal
             .until("it is there again", |screen| sessions(screen).len() == 2)
             .await?;
@@ -261,11 +265,10 @@ async fn top_shows_who_is_on_and_gives_the_terminal_back() -> Result<()> {
                 kill(Pid::from_raw(top.parse()?), signal)?;
             }
         }
-        assert_given_back(&terminal).await?;
+        assert_given_back(terminal).await?;
     }
 
-    // An agent that is gone is said.
-    terminal.run(&top).await?;
+    terminal.run(top).await?;
     terminal
         .until("it is there again", |screen| sessions(screen).len() == 2)
         .await?;
@@ -281,7 +284,7 @@ async fn top_shows_who_is_on_and_gives_the_terminal_back() -> Result<()> {
         .until("that it is back", |screen| screen.contains("1/1 agents"))
         .await?;
     terminal.keys(&["q"]).await?;
-    assert_given_back(&terminal).await
+    assert_given_back(terminal).await
 }
 
 #[tokio::test]

@@ -29,21 +29,21 @@ pub(super) fn append(out: &mut Vec<u8>, text: &str, returns: bool) {
         while marked != 0 {
             let at = marked.trailing_zeros() as usize;
             out.extend_from_slice(&block[from..at]);
-            push(out, &escapes[usize::from(block[at])]);
+            push(out, escapes[usize::from(block[at])]);
             from = at + 1;
             marked &= marked - 1;
         }
         out.extend_from_slice(&block[from..]);
     }
     for byte in rest {
-        push(out, &escapes[usize::from(*byte)]);
+        push(out, escapes[usize::from(*byte)]);
     }
 }
 
 /// Puts down all of an entry, which is a single store, and takes back what is none of it.
-fn push(out: &mut Vec<u8>, escape: &[u8; ESCAPE]) {
+fn push(out: &mut Vec<u8>, escape: [u8; ESCAPE]) {
     let length = out.len() + usize::from(escape[LENGTH]);
-    out.extend_from_slice(escape);
+    out.extend_from_slice(&escape);
     out.truncate(length);
 }
 

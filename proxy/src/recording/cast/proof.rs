@@ -87,6 +87,37 @@ struct Ours {
     sealed: Option<Wrapped>,
 }
 
+/// What is read of a recording, line by line.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Line<'l> {
+    /// The first.
+    Head(&'l [u8]),
+    /// Something happened.
+    Event {
+        /// Seconds since the beginning, as the line has it.
+        at: f64,
+        /// What, by its letter. It may be one of another asciicast's.
+        code: char,
+        /// What of it.
+        text: &'l str,
+        /// The line as it stands.
+        line: &'l [u8],
+    },
+    /// A sum that is right: all before is as it was written. Empty where that was sealed, and the sum isn't of what it
+    /// holds.
+    Proven(&'l [u8]),
+}
+
+impl Line<'_> {
+    /// The line as it stands.
+    #[must_use]
+    pub const fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Head(line) | Self::Event { line, .. } | Self::Proven(line) => line,
+        }
+    }
+}
+
 /// Reads a recording, and checks each sum.
 ///
 /// # Errors
@@ -96,14 +127,15 @@ pub fn verify(recording: impl BufRead) -> Result<Verified, VerifyError> {
 }
 
 /// Reads a recording, checks each sum, and hands on its lines; of one that is sealed, those that were sealed, where one of
-/// the identities opens it. They come before the sum that proves them: without an error at the end, they are proven.
+/// the identities opens it. What was handed on counts once a [`Line::Proven`] has followed.
 ///
 /// # Errors
-/// As [`verify`], and where identities are given and none of them opens it.
+/// As [`verify`], where identities are given and none of them opens it, and where `see` fails. What was proven before
+/// stands.
 pub fn read(
     mut recording: impl BufRead,
     identities: &[Identity],
-    hand_on: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+    see: &mut dyn FnMut(Line<'_>) -> io::Result<()>,
 ) -> Result<Verified, VerifyError> {
     let mut reading = Reading::default();
     let mut line = Vec::new();
@@ -114,24 +146,17 @@ pub fn read(
             return reading.verified();
         }
         reading.lines += 1;
-        match &mut reading.sum {
-            None => reading.head(&line, identities)?,
-            Some(_) if line.last() == Some(&b'\n') => {}
-            // A write that didn't get through.
-            Some(_) => {
-                if reading.whole || line.len() as u64 >= LONGEST_LINE {
-                    return Err(reading.changed());
-                }
-                reading.pass(&line);
-                continue;
+        if reading.sum.is_none() {
+            reading.head(&line, identities)?;
+            if reading.opener.is_none() {
+                see(Line::Head(&line))?;
             }
+        } else if line.last() == Some(&b'\n') {
+            reading.event(&line, see)?;
+        } else if reading.whole || line.len() as u64 >= LONGEST_LINE {
+            return Err(reading.changed());
         }
-        let opened = if reading.lines > 1 { reading.event(&line)? } else { None };
-        match (&reading.opener, opened) {
-            (None, _) => hand_on(&line)?,
-            (Some(_), None) => {}
-            (Some(_), Some(lines)) => hand_on(&lines)?,
-        }
+        // What has no end is of a write that didn't get through.
         reading.pass(&line);
     }
 }
@@ -150,6 +175,8 @@ struct Reading {
     end: Option<String>,
     /// And what was sealed last, if it is that of the end.
     sealed_end: Option<String>,
+    /// The first of the lines that were sealed was seen.
+    has_sealed_head: bool,
     whole: bool,
 }
 
@@ -170,12 +197,12 @@ impl Reading {
         Ok(())
     }
 
-    /// Looks at a whole line that isn't the first, and gives what was sealed in it.
-    fn event(&mut self, line: &[u8]) -> Result<Option<Vec<u8>>, VerifyError> {
+    /// Looks at a whole line that isn't the first, and hands on what it says.
+    fn event(&mut self, line: &[u8], see: &mut dyn FnMut(Line<'_>) -> io::Result<()>) -> Result<(), VerifyError> {
         if self.whole {
             return Err(self.changed());
         }
-        let Ok((_, code, text)) = serde_json::from_slice::<(f64, char, String)>(line) else {
+        let Ok((at, code, text)) = serde_json::from_slice::<(f64, char, String)>(line) else {
             return Err(self.changed());
         };
         if code == Code::Sum.letter() {
@@ -184,25 +211,46 @@ impl Reading {
             }
             self.proven = self.lines;
             self.whole = self.end.is_some();
-            return Ok(None);
+            let line = if self.opener.is_none() { line } else { &[] };
+            return Ok(see(Line::Proven(line))?);
         }
         if self.end.is_some() || (self.is_sealed && ![Code::Sealed, Code::End].map(Code::letter).contains(&code)) {
             return Err(self.changed());
         }
+        let Some(opener) = &self.opener else {
+            let text = &text[..];
+            see(Line::Event { at, code, text, line })?;
+            if code == Code::End.letter() {
+                self.end = Some(text.to_owned());
+            }
+            return Ok(());
+        };
         if code == Code::End.letter() {
             // Whoever has no key can put an end there, but not in a frame.
-            if self.opener.is_some() && self.sealed_end.as_ref() != Some(&text) {
+            if self.sealed_end.as_ref() != Some(&text) {
                 return Err(self.changed());
             }
             self.end = Some(text);
-            return Ok(None);
+            return Ok(());
         }
-        let Some(opener) = &self.opener else { return Ok(None) };
         let Some(lines) = opener.open(&text, &self.so_far()) else {
             return Err(self.changed());
         };
-        self.sealed_end = end_of(&lines);
-        Ok(Some(lines))
+        self.sealed_end = None;
+        for line in lines.split_inclusive(|byte| *byte == b'\n') {
+            if !std::mem::replace(&mut self.has_sealed_head, true) {
+                see(Line::Head(line))?;
+                continue;
+            }
+            let Ok((at, code, text)) = serde_json::from_slice::<(f64, char, String)>(line) else {
+                return Err(self.changed());
+            };
+            let text = &text[..];
+            see(Line::Event { at, code, text, line })?;
+            // It is the end if nothing follows it.
+            self.sealed_end = (code == Code::End.letter()).then(|| text.to_owned());
+        }
+        Ok(())
     }
 
     fn pass(&mut self, line: &[u8]) {
@@ -246,11 +294,4 @@ impl Reading {
             },
         })
     }
-}
-
-/// Why it ends, if the last of these lines says it.
-fn end_of(lines: &[u8]) -> Option<String> {
-    let last = lines.split_inclusive(|byte| *byte == b'\n').next_back()?;
-    let (_, code, text) = serde_json::from_slice::<(f64, char, String)>(last).ok()?;
-    (code == Code::End.letter()).then_some(text)
 }

@@ -230,7 +230,7 @@ mod tests {
             "1: wrk saw a 502",
             "MISSING: envoy: no wheel of it for this machine",
             "Instructions: not supported",
-            "1 goals met, 0 not met, 0 without a verdict, 22 not measured",
+            "1 goals met, 0 not met, 0 without a verdict, 25 not measured",
         ] {
             assert!(text.contains(expected), "{expected}\n{text}");
         }

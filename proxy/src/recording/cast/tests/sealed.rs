@@ -29,8 +29,8 @@ fn sealed(parts: &[Vec<(u64, Piece)>], end: Option<End>) -> Vec<u8> {
 
 fn opened(file: &[u8], identity: &str) -> Result<(Verified, String), VerifyError> {
     let mut text = Vec::new();
-    let verified = read(file, &identities(identity), &mut |lines| {
-        text.extend_from_slice(lines);
+    let verified = read(file, &identities(identity), &mut |line| {
+        text.extend_from_slice(line.bytes());
         Ok(())
     })?;
     Ok((verified, String::from_utf8(text).unwrap()))
