@@ -21,7 +21,7 @@ const PODS: &str = "/api/v1/namespaces/prod/pods";
 async fn a_terminal_shows_what_is_typed_and_goes_with_its_guard() -> Result<()> {
     let node = Node::new()?;
     let terminal = Terminal::open(&node, 60, 10).await?;
-    let echo = node.command("printf")?.args(["%s-%s\n", "it's", "seen"]);
+    let echo = node.command("printf")?.args([r"%s-%s\n", "it's", "seen"]);
     terminal.run(&echo).await?;
     terminal
         .until("what was printed", |screen| screen.contains("\nit's-seen"))
