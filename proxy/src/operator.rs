@@ -272,10 +272,16 @@ fn refused(code: StatusCode, message: &str) -> Response<Body> {
 fn json(code: StatusCode, view: &impl Serialize) -> Response<Body> {
     // Our own types: they have a form in JSON.
     let body = serde_json::to_vec(view).unwrap_or_default();
-    let mut response = Response::new(Either::Left(Full::new(Bytes::from(body))));
+    let mut response = of_type("application/json", Either::Left(Full::new(Bytes::from(body))));
     *response.status_mut() = code;
+    response
+}
+
+/// An answer that is kept nowhere.
+fn of_type(media_type: &'static str, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response

@@ -72,11 +72,7 @@ pub(crate) fn smoke() -> Result<()> {
     let built = build()?;
     for target in targets()? {
         // What is found goes to the first of the directories, and the kept corpus stays as it is.
-        let beside = workspace::target().join("fuzz-smoke").join(&target);
-        if beside.exists() {
-            fs::remove_dir_all(&beside).with_context(|| format!("could not remove {}", beside.display()))?;
-        }
-        fs::create_dir_all(&beside).with_context(|| format!("could not make {}", beside.display()))?;
+        let beside = workspace::emptied(&format!("fuzz-smoke/{target}"))?;
         run(command(&built, &target)?
             .arg(&beside)
             .arg(kept(&target))

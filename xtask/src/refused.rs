@@ -34,12 +34,7 @@ pub(crate) enum Page {
 /// # Errors
 /// Where it can't be made so.
 pub(crate) fn directory() -> Result<PathBuf> {
-    let directory = workspace::target().join("cases");
-    if directory.exists() {
-        fs::remove_dir_all(&directory).with_context(|| format!("could not empty {}", directory.display()))?;
-    }
-    fs::create_dir_all(&directory).with_context(|| format!("could not make {}", directory.display()))?;
-    Ok(directory)
+    workspace::emptied("cases")
 }
 
 /// Compares the page with what a full run saw, or writes it.

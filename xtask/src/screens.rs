@@ -33,12 +33,7 @@ const COLOURS: [&str; 16] = [
 /// # Errors
 /// Where it can't be made so.
 pub(crate) fn directory() -> Result<PathBuf> {
-    let directory = workspace::target().join("screens");
-    if directory.exists() {
-        fs::remove_dir_all(&directory).with_context(|| format!("could not empty {}", directory.display()))?;
-    }
-    fs::create_dir_all(&directory).with_context(|| format!("could not make {}", directory.display()))?;
-    Ok(directory)
+    workspace::emptied("screens")
 }
 
 /// Compares the pictures with what a full run saw, or draws them anew. Numbers are another run's: they may differ.

@@ -1,7 +1,11 @@
-//! Where things lie in the workspace. Nothing here touches the disk.
+//! Where things lie in the workspace.
 
-use std::env;
-use std::path::{Path, PathBuf};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
 
 /// The workspace's root directory.
 ///
@@ -16,6 +20,19 @@ pub(crate) fn root() -> PathBuf {
 /// so that the agent's build script can find the eBPF object.
 pub(crate) fn target() -> PathBuf {
     root().join("target")
+}
+
+/// A directory in there of this name: empty, and there.
+///
+/// # Errors
+/// Where it can't be made so.
+pub(crate) fn emptied(name: &str) -> Result<PathBuf> {
+    let directory = target().join(name);
+    if directory.exists() {
+        fs::remove_dir_all(&directory).with_context(|| format!("could not empty {}", directory.display()))?;
+    }
+    fs::create_dir_all(&directory).with_context(|| format!("could not make {}", directory.display()))?;
+    Ok(directory)
 }
 
 /// The eBPF object that the agent embeds.

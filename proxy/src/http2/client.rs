@@ -153,17 +153,15 @@ impl Future for Answer {
     /// # Panics
     /// After it was ready.
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Some(hold) = &self.0 else {
+        let Some(hold) = self.0.take() else {
             unreachable!("an answer is waited for once");
         };
-        let head = match hold.shared.state().take_head(hold.id, cx.waker()) {
-            Some(head) => head?,
-            None => return Poll::Pending,
-        };
-        let Some(hold) = self.0.take() else {
-            unreachable!("it was there");
-        };
-        Poll::Ready(Ok(head.map(|()| AnswerBody(hold))))
+        let head = hold.shared.state().take_head(hold.id, cx.waker());
+        if let Some(head) = head {
+            return Poll::Ready(head.map(|head| head.map(|()| AnswerBody(hold))));
+        }
+        self.0 = Some(hold);
+        Poll::Pending
     }
 }
 

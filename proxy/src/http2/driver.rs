@@ -192,12 +192,6 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Driver<I> {
         outcome
     }
 
-    fn end(&mut self, error: &Http2Error) {
-        self.shared.close();
-        self.shared.state().end(error, &mut self.woken);
-        self.woken.drain(..).for_each(Waker::wake);
-    }
-
     fn poll_drive(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Http2Error>> {
         for _ in 0..READS {
             let sent = self.poll_send(cx)?;
@@ -249,11 +243,17 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Future for Driver<I> {
     }
 }
 
+impl<I> Driver<I> {
+    /// Nobody waits any longer.
+    fn end(&mut self, error: &Http2Error) {
+        self.shared.close();
+        self.shared.state().end(error, &mut self.woken);
+        self.woken.drain(..).for_each(Waker::wake);
+    }
+}
+
 impl<I> Drop for Driver<I> {
     fn drop(&mut self) {
-        self.shared.close();
-        let mut woken = Vec::new();
-        self.shared.state().end(&Http2Error::Dropped, &mut woken);
-        woken.drain(..).for_each(Waker::wake);
+        self.end(&Http2Error::Dropped);
     }
 }

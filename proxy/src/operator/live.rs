@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, Response};
 use http_body::Frame;
 use http_body_util::{Either, Full};
 use serde::Serialize;
@@ -20,7 +20,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Answers, access::Access, view::NoticeView};
+use super::{Answers, access::Access, of_type, view::NoticeView};
 use crate::audit::tail::Listener;
 
 /// Between two signs of life.
@@ -97,13 +97,7 @@ impl Reader {
     pub(super) fn begin(self, answers: Arc<Answers>, live: Live) -> Response<Body> {
         let (lines, body) = mpsc::channel(PIECES);
         tokio::spawn(self.feed(answers, live, lines));
-        let mut response = Response::new(Either::Right(Lines(body)));
-        *response.status_mut() = StatusCode::OK;
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        response
+        of_type("application/x-ndjson", Either::Right(Lines(body)))
     }
 
     async fn feed(self, answers: Arc<Answers>, mut live: Live, to: mpsc::Sender<Bytes>) {

@@ -20,7 +20,7 @@ use aws_lc_rs::{
     hmac, rand,
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
-use bech32::{Bech32, Hrp};
+use bech32::{Bech32, Hrp, primitives::decode::CheckedHrpstring};
 use secrecy::{ExposeSecret as _, SecretBox, SecretString};
 
 const VERSION: &str = "age-encryption.org/v1\n";
@@ -145,12 +145,12 @@ impl Identity {
 
 /// Thirty-two bytes in Bech32, of one kind.
 fn decode(kind: &str, text: &str) -> Option<Key> {
-    let (hrp, bytes) = bech32::decode(text).ok()?;
     // Its checksum is the older form's.
-    bech32::primitives::decode::CheckedHrpstring::new::<Bech32>(text).ok()?;
-    let bytes = SecretBox::new(bytes.into_boxed_slice());
+    let checked = CheckedHrpstring::new::<Bech32>(text).ok()?;
+    let bytes: Box<[u8]> = checked.byte_iter().collect();
+    let bytes = SecretBox::new(bytes);
     let key: [u8; LENGTH] = bytes.expose_secret().try_into().ok()?;
-    (hrp == Hrp::parse(kind).ok()?).then(|| SecretBox::new(Box::new(key)))
+    (checked.hrp() == Hrp::parse(kind).ok()?).then(|| SecretBox::new(Box::new(key)))
 }
 
 /// A new key, and an age file with it that each of the recipients can read.

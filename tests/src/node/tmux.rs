@@ -6,7 +6,7 @@ use std::{
     process::Stdio,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use super::{Command, Node, Patience, binaries};
 
@@ -132,6 +132,28 @@ impl Terminal {
             Ok(screen) => Ok(screen),
             Err(error) => Err(error.context(format!("the terminal shows:\n{}", self.screen().await?))),
         }
+    }
+
+    /// Waits until the shell has it again: its screen, with a cursor and with lines that go on in the next, and settings by which
+    /// it reads lines.
+    ///
+    /// # Errors
+    /// It isn't so.
+    pub async fn given_back(&self) -> Result<()> {
+        let given_back = Patience::default().until("the terminal is given back", async || {
+            let says = self.says("#{alternate_on} #{cursor_flag} #{wrap_flag}").await?;
+            Ok((says == "0 1 1").then_some(()))
+        });
+        given_back.await?;
+        self.text("clear; stty -a; echo the-end\n").await?;
+        let screen = self
+            .until("the terminal's settings", |screen| screen.contains("\nthe-end"))
+            .await?;
+        for setting in ["icanon", "echo", "isig", "opost"] {
+            let is_set = screen.split_whitespace().any(|word| word == setting);
+            ensure!(is_set, "{setting} isn't set: {screen}");
+        }
+        Ok(())
     }
 
     async fn ask(&self, words: &[&str]) -> Result<String> {

@@ -116,7 +116,10 @@ kubectl() { asked "$UNDERSTUDY_KUBECTL" "$@"; }
 understudy() { asked "$UNDERSTUDY_BIN" "$@"; }
 for other in $OTHERS; do eval "$other() { :; }"; done
 "#;
+    // What a command writes to goes with it.
+    let directory = tempfile::tempdir()?;
     let output = Command::new("/bin/bash")
+        .current_dir(&directory)
         .arg("-c")
         .arg(format!("set -euo pipefail\n{FUNCTIONS}\n{command}\n"))
         .env_clear()

@@ -5,7 +5,7 @@ use std::{fmt::Write as _, fs, path::Path};
 use anyhow::{Context as _, Result};
 use aws_lc_rs::digest::{Context, SHA256};
 use understudy_tests::{
-    node::{Command, Node, Terminal, binaries, eventually},
+    node::{Command, Node, Terminal, binaries},
     screens,
 };
 
@@ -15,25 +15,6 @@ const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/examples/shel
 fn play(node: &Node, file: &Path, options: &[&str]) -> Result<Command> {
     let command = node.command(binaries::understudy()?)?.args(["recordings", "play"]);
     Ok(command.args(options).arg(file))
-}
-
-/// The terminal is as it was before something was played, and the shell reads lines.
-async fn assert_given_back(terminal: &Terminal) -> Result<()> {
-    eventually("the terminal is given back", async || {
-        let says = terminal.says("#{alternate_on} #{cursor_flag} #{wrap_flag}").await?;
-        Ok((says == "0 1 1").then_some(()))
-    })
-    .await?;
-    terminal.text("stty -a; echo the-end").await?;
-    terminal.keys(&["Enter"]).await?;
-    let screen = terminal
-        .until("the terminal's settings", |screen| screen.contains("\nthe-end"))
-        .await?;
-    for setting in ["icanon", "echo", "isig", "opost"] {
-        let is_set = screen.split_whitespace().any(|word| word == setting);
-        assert!(is_set, "{setting}: {screen}");
-    }
-    Ok(())
 }
 
 #[tokio::test]
@@ -94,7 +75,7 @@ async fn a_recording_is_played_sought_and_left_and_the_terminal_is_as_it_was() -
     assert!(shown.contains("72x12, cut") && shown.contains("# exit"), "{shown}");
     terminal.resize(76, 14).await?;
     terminal.keys(&["q"]).await?;
-    assert_given_back(&terminal).await
+    terminal.given_back().await
 }
 
 #[tokio::test]
@@ -109,7 +90,7 @@ async fn pauses_are_passed_over_and_speed_is_chosen() -> Result<()> {
         .await?;
     assert!(shown.contains("# exit"), "{shown}");
     terminal.keys(&["C-c"]).await?;
-    assert_given_back(&terminal).await
+    terminal.given_back().await
 }
 
 #[tokio::test]
@@ -123,7 +104,7 @@ async fn what_ends_it_from_outside_gives_the_terminal_back() -> Result<()> {
         .args(["recordings", "play", SAMPLE]);
     terminal.run(&command).await?;
     terminal.until("it plays", |screen| screen.contains("▶ 0:0")).await?;
-    assert_given_back(&terminal).await
+    terminal.given_back().await
 }
 
 /// Lines with a sum after each but the last, which stands for a write that was changed.
@@ -167,7 +148,7 @@ async fn a_recording_does_nothing_to_the_terminal_but_show_letters() -> Result<(
     // What the terminal would have answered would be typed into the shell now.
     let shown = terminal.until("the prompt", |screen| screen.contains("box$")).await?;
     assert!(shown.trim_end().ends_with("box$"), "{shown}");
-    assert_given_back(&terminal).await
+    terminal.given_back().await
 }
 
 #[tokio::test]

@@ -1,14 +1,12 @@
 //! Fields as they are sent: no code for strings, and a place in the table for all that comes again.
 
-use std::collections::VecDeque;
+use std::{borrow::Borrow, collections::VecDeque};
 
 use bytes::{BufMut, BytesMut};
 use http::{HeaderName, HeaderValue, Method, header};
 
 use super::{DYNAMIC, ENTRY, STATIC, TABLE, put_number};
 
-const AUTHORITY: usize = 1;
-const METHOD: usize = 2;
 const GET: usize = 2;
 const POST: usize = 3;
 const PATH: usize = 4;
@@ -49,16 +47,31 @@ pub(crate) struct Encoder {
 }
 
 struct Entry {
-    name: Name,
+    name: Name<HeaderName>,
     value: HeaderValue,
     size: usize,
 }
 
-#[derive(PartialEq, Eq)]
-enum Name {
-    Authority,
-    Method,
-    Field(HeaderName),
+enum Name<F> {
+    /// Of a pseudo-header field.
+    Pseudo(&'static str),
+    Field(F),
+}
+
+impl<F: Borrow<HeaderName>> Name<F> {
+    fn text(&self) -> &str {
+        match self {
+            Self::Pseudo(name) => name,
+            Self::Field(name) => name.borrow().as_str(),
+        }
+    }
+
+    fn owned(&self) -> Name<HeaderName> {
+        match self {
+            Self::Pseudo(name) => Name::Pseudo(name),
+            Self::Field(name) => Name::Field(name.borrow().clone()),
+        }
+    }
 }
 
 impl Encoder {
@@ -103,12 +116,12 @@ impl Encoder {
             _ => {
                 // A method is a token, which a value may be.
                 if let Ok(value) = HeaderValue::from_str(method.as_str()) {
-                    self.put(out, Name::Method, METHOD, &value);
+                    self.put(out, &Name::Pseudo(":method"), &value);
                 }
             }
         }
         put_number(out, 0x80, 7, SCHEME_HTTPS);
-        self.put(out, Name::Authority, AUTHORITY, authority);
+        self.put(out, &Name::Pseudo(":authority"), authority);
         if path == "/" {
             put_number(out, 0x80, 7, PATH);
         } else {
@@ -117,58 +130,35 @@ impl Encoder {
         }
         for (name, value) in fields {
             if DIFFER.contains(name) {
-                put_name(out, 0, 4, name);
-                put_string(out, value.as_bytes());
+                put_literal(out, 0, 4, name.as_str(), value);
             } else {
-                self.put_field(out, name, value);
+                self.put(out, &Name::Field(name), value);
             }
         }
     }
 
-    fn put(&mut self, out: &mut BytesMut, name: Name, index: usize, value: &HeaderValue) {
-        let text = STATIC[index - 1].0;
+    fn put(&mut self, out: &mut BytesMut, name: &Name<&HeaderName>, value: &HeaderValue) {
+        let text = name.text();
         let mark = mark(text.as_bytes(), value.as_bytes());
-        if self.find(out, mark, |entry| entry.name == name && entry.value == value) {
-            return;
-        }
-        put_number(out, 0x40, 6, index);
-        put_string(out, value.as_bytes());
-        self.add(name, text.len(), value.clone(), mark);
-    }
-
-    fn put_field(&mut self, out: &mut BytesMut, name: &HeaderName, value: &HeaderValue) {
-        let mark = mark(name.as_str().as_bytes(), value.as_bytes());
-        let is_it = |entry: &Entry| matches!(&entry.name, Name::Field(known) if known == name) && entry.value == value;
-        if self.find(out, mark, is_it) {
-            return;
-        }
-        let length = name.as_str().len();
-        // What fills most of the table pushes everything else out.
-        if ENTRY + length + value.len() > self.limit * 3 / 4 {
-            put_name(out, 0, 4, name);
-            put_string(out, value.as_bytes());
-            return;
-        }
-        put_name(out, 0x40, 6, name);
-        put_string(out, value.as_bytes());
-        self.add(Name::Field(name.clone()), length, value.clone(), mark);
-    }
-
-    /// Writes a field by its place, if it has one.
-    fn find(&self, out: &mut BytesMut, mark: u32, is_it: impl Fn(&Entry) -> bool) -> bool {
-        let place = self
-            .marks
-            .iter()
-            .enumerate()
-            .find(|(place, known)| **known == mark && is_it(&self.table[*place]));
-        if let Some((place, _)) = place {
+        let known = self.marks.iter().enumerate().find(|(place, known)| {
+            let entry = &self.table[*place];
+            **known == mark && entry.name.text() == text && entry.value == value
+        });
+        if let Some((place, _)) = known {
             put_number(out, 0x80, 7, DYNAMIC + place);
+            return;
         }
-        place.is_some()
+        // What fills most of the table pushes everything else out.
+        if ENTRY + text.len() + value.len() > self.limit * 3 / 4 {
+            put_literal(out, 0, 4, text, value);
+            return;
+        }
+        put_literal(out, 0x40, 6, text, value);
+        self.add(name.owned(), value.clone(), mark);
     }
 
-    fn add(&mut self, name: Name, name_length: usize, value: HeaderValue, mark: u32) {
-        let size = ENTRY + name_length + value.len();
+    fn add(&mut self, name: Name<HeaderName>, value: HeaderValue, mark: u32) {
+        let size = ENTRY + name.text().len() + value.len();
         self.make_room(size);
         if size <= self.limit {
             self.size += size;
@@ -187,14 +177,15 @@ impl Encoder {
     }
 }
 
-fn put_name(out: &mut BytesMut, first: u8, prefix: u8, name: &HeaderName) {
-    let name = name.as_str();
+/// A field that isn't in the table, though its name may be.
+fn put_literal(out: &mut BytesMut, first: u8, prefix: u8, name: &str, value: &HeaderValue) {
     if let Some(place) = STATIC.iter().position(|(known, _)| *known == name) {
         put_number(out, first, prefix, place + 1);
     } else {
         put_number(out, first, prefix, 0);
         put_string(out, name.as_bytes());
     }
+    put_string(out, value.as_bytes());
 }
 
 fn put_string(out: &mut BytesMut, text: &[u8]) {
