@@ -182,30 +182,6 @@ pub struct ResponseBody {
     source: Source,
     exchange: Option<Arc<Exchange>>,
     ended: Option<Ended>,
-    breaking: Option<Breaking>,
-}
-
-/// The upstream broke off, which is told when all that is ready has had its turn. A stream over HTTP/2 that is reset takes
-/// along what its connection hasn't written, and that waits for others ([`Gather`](crate::gather::Gather)).
-struct Breaking {
-    error: Option<UpstreamBodyError>,
-    turn: Pin<Box<dyn Future<Output = ()> + Send>>,
-}
-
-impl Breaking {
-    fn new(error: UpstreamBodyError) -> Self {
-        Self {
-            error: Some(error),
-            turn: Box::pin(tokio::task::yield_now()),
-        }
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<UpstreamBodyError>> {
-        if self.error.is_some() {
-            ready!(self.turn.as_mut().poll(cx));
-        }
-        Poll::Ready(self.error.take())
-    }
 }
 
 enum Source {
@@ -221,17 +197,7 @@ impl ResponseBody {
             source: Source::Ours(Some(bytes).filter(|bytes| !bytes.is_empty())),
             exchange: None,
             ended: None,
-            breaking: None,
         }
-    }
-
-    /// What of it follows the head of an answer to `HEAD`: nothing of ours. The upstream's is without content already.
-    #[must_use]
-    pub fn of_head(mut self) -> Self {
-        if let Source::Ours(bytes) = &mut self.source {
-            *bytes = None;
-        }
-        self
     }
 
     /// The upstream's body, broken off when `ended` is cancelled.
@@ -242,7 +208,6 @@ impl ResponseBody {
             source: Source::Upstream(body),
             exchange: None,
             ended,
-            breaking: None,
         }
     }
 
@@ -266,30 +231,18 @@ impl Body for ResponseBody {
             }
             return Poll::Ready(Some(Err(ended)));
         }
-        let frame = match (&mut this.source, &this.breaking) {
-            (_, Some(_)) => None,
-            (Source::Ours(bytes), None) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
-            (Source::Upstream(body), None) => ready!(Pin::new(body).poll_frame(cx)),
+        let frame = match &mut this.source {
+            Source::Ours(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
+            Source::Upstream(body) => ready!(Pin::new(body).poll_frame(cx)),
         };
-        match frame {
-            Some(Ok(frame)) => {
-                if let Some(exchange) = &this.exchange {
-                    exchange.response_passes(frame.data_ref().map_or(&[], |data| data));
-                }
-                return Poll::Ready(Some(Ok(frame)));
+        if let Some(exchange) = &this.exchange {
+            match &frame {
+                Some(Ok(frame)) => exchange.response_passes(frame.data_ref().map_or(&[], |data| data)),
+                Some(Err(_)) => exchange.cut_short(),
+                None => {}
             }
-            Some(Err(error)) => {
-                if let Some(exchange) = &this.exchange {
-                    exchange.cut_short();
-                }
-                this.breaking = Some(Breaking::new(error));
-            }
-            None => {}
         }
-        match &mut this.breaking {
-            Some(breaking) => breaking.poll(cx).map(|error| error.map(|error| Err(error.into()))),
-            None => Poll::Ready(None),
-        }
+        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -5,12 +5,14 @@
 //! What a property compares with is written down anew here, not taken from the module that it judges.
 
 mod answers;
+mod asked;
 mod certificates;
 mod handshake;
 mod heads;
 mod kernel;
 mod pipe;
 mod recorded;
+mod said;
 mod sessions;
 mod stream;
 mod target;
@@ -19,7 +21,7 @@ mod target;
 pub type Property = fn(&[u8]);
 
 /// Each by the name of its fuzz target and of its corpus.
-pub const PROPERTIES: [(&str, Property); 13] = [
+pub const PROPERTIES: [(&str, Property); 14] = [
     ("request_head", heads::request),
     ("answer_head", heads::answer),
     ("request_stream", stream::holds),
@@ -33,6 +35,7 @@ pub const PROPERTIES: [(&str, Property); 13] = [
     ("upgrade", pipe::holds),
     ("recorded_stream", recorded::holds),
     ("http2_answers", answers::holds),
+    ("http2_requests", asked::holds),
 ];
 
 /// Holds one of them against some bytes.

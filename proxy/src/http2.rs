@@ -1,21 +1,25 @@
-//! HTTP/2 as a client speaks it (RFC 9113), for the way upstream.
+//! HTTP/2 (RFC 9113), as a client speaks it, for the way upstream, and as a server, for pods.
 //!
 //! Of a crate for every purpose this one uses little, and what it would use costs too much: a request that is forwarded carries a
 //! bearer token of a thousand bytes, always the same, and codes that keep no credentials in their tables spend more on it
-//! than on all the rest of the request. Here the token goes by its place in the table ([`hpack`]), a request is written where all
-//! that is ready goes out with one write, and what is told of an answer goes straight to whoever waits for it.
+//! than on all the rest of the request. Here the token goes by its place in the table ([`hpack`]), what is said is written where all
+//! that is ready goes out with one write, and what comes goes straight to whoever waits for it.
 //!
-//! [`frame`] is the form of frames, [`parser`] takes them apart, [`fields`] of an answer's head, [`stream`] judges what comes on one stream, [`streams`] and [`uploads`]
-//! hold them all and the windows, [`driver`] reads and writes;
-//! [`client`] is what others see. The server is one whose certificate was verified. It is held to the rules all the same: what it may have
-//! the agent keep is bounded, and whatever breaks a rule ends the stream or the connection.
+//! [`frame`] is the form of frames, [`parser`] takes them apart, [`stream`] judges what comes on one stream, [`streams`] and
+//! [`uploads`] hold them all and the windows, [`driver`] reads and writes. Of the one that asks, [`fields`] has the answers' heads,
+//! [`asking`] what it says and hears, and [`client`] is what others see; of the one that answers, [`serving`] and [`server`]. Whatever breaks
+//! a rule ends the stream or the connection, and what a peer may have the agent keep is bounded: a server's certificate was
+//! verified, and still.
 
+mod asking;
 pub(crate) mod client;
 mod driver;
 mod fields;
 mod frame;
 pub(crate) mod hpack;
 mod parser;
+mod serving;
+pub(crate) mod server;
 mod stream;
 mod streams;
 mod uploads;
@@ -25,6 +29,7 @@ mod tests;
 use std::{fmt, io, sync::Arc};
 
 pub(crate) use self::{
+    asking::Asking,
     client::{Answer, AnswerBody, BodyPiece, Client, Head, Pinger, Upload},
     driver::Driver,
 };
@@ -38,6 +43,8 @@ impl ErrorCode {
     pub const NO_ERROR: Self = Self(0);
     /// A rule was broken that has no code of its own.
     pub const PROTOCOL_ERROR: Self = Self(1);
+    /// Something went wrong that isn't the peer's fault.
+    pub const INTERNAL_ERROR: Self = Self(2);
     /// More was sent than was allowed.
     pub const FLOW_CONTROL_ERROR: Self = Self(3);
     /// Something came for a stream that had ended.
@@ -80,7 +87,7 @@ impl fmt::Display for ErrorCode {
     }
 }
 
-/// A rule that the server broke, and the code that it is told.
+/// A rule that the peer broke, and the code that it is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fault {
     pub(crate) code: ErrorCode,
@@ -109,17 +116,17 @@ pub enum Http2Error {
     /// The connection broke.
     #[error("the connection broke: {0}")]
     Io(Arc<io::Error>),
-    /// The server closed the connection with streams open.
-    #[error("the server closed the connection")]
+    /// The peer closed the connection with streams open.
+    #[error("the peer closed the connection")]
     Closed,
     /// The server ends the connection, and did nothing with the request.
     #[error("the server ends the connection and didn't take the request ({0})")]
     GoAway(ErrorCode),
-    /// The server reset the stream.
-    #[error("the server reset the stream ({0})")]
+    /// The peer reset the stream.
+    #[error("the peer reset the stream ({0})")]
     Reset(ErrorCode),
-    /// The server broke a rule.
-    #[error("the server doesn't keep to HTTP/2: {0}")]
+    /// The peer broke a rule.
+    #[error("the peer doesn't keep to HTTP/2: {0}")]
     Fault(Fault),
     /// The stream was reset by [`Upload::give_up`].
     #[error("the request was given up")]

@@ -1,11 +1,13 @@
 //! Connections from pods: from the first byte to the last request.
 //!
-//! The kernel has vouched for who dialled before anything here runs. [`tls`] terminates TLS, [`http`] serves HTTP/2 by
-//! hyper, and [`http1`] what is strictly HTTP/1.1; requests go to [`crate::forward`].
+//! The kernel has vouched for who dialled before anything here runs. [`tls`] terminates TLS, [`http`] has [`http1`] serve what is
+//! strictly HTTP/1.1, and [`http2`] HTTP/2; requests go to [`crate::forward`].
 
 mod http;
 pub(crate) mod http1;
+mod http2;
 pub mod outside;
+mod service;
 mod tls;
 
 use std::{sync::Arc, time::Duration};

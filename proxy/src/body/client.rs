@@ -9,11 +9,13 @@ use std::{
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use tokio::{runtime::Handle, time::timeout};
 
 use super::upload::{Upload, UploadError};
-use crate::upgrade::Takeover;
+use crate::{
+    http2::{Http2Error, server::RequestBody},
+    upgrade::Takeover,
+};
 
 /// How much is read of a body that nobody wants to its end, and for how long.
 const UNWANTED: u64 = 64 * 1024;
@@ -27,7 +29,7 @@ enum Inner {
     /// Nothing, and the connection is to be had for another protocol.
     Upgradable(Takeover),
     Http1(Upload),
-    Http2(Incoming),
+    Http2(RequestBody),
 }
 
 /// Why a client's body has no end.
@@ -38,7 +40,7 @@ pub enum ClientBodyError {
     Http1(#[from] UploadError),
     /// Over HTTP/2.
     #[error(transparent)]
-    Http2(#[from] hyper::Error),
+    Http2(#[from] Http2Error),
 }
 
 impl ClientBody {
@@ -82,7 +84,7 @@ impl Drop for ClientBody {
 }
 
 /// Reads what is left, and forgets it.
-async fn read_off(mut incoming: Incoming) {
+async fn read_off(mut incoming: RequestBody) {
     let mut left = UNWANTED;
     while let Some(Ok(frame)) = incoming.frame().await {
         let length = frame.data_ref().map_or(0, Bytes::len) as u64;
@@ -93,8 +95,8 @@ async fn read_off(mut incoming: Incoming) {
     }
 }
 
-impl From<Incoming> for ClientBody {
-    fn from(incoming: Incoming) -> Self {
+impl From<RequestBody> for ClientBody {
+    fn from(incoming: RequestBody) -> Self {
         Self(Inner::Http2(incoming))
     }
 }

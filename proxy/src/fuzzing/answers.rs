@@ -3,18 +3,10 @@
 //!
 //! What is taken for answers is compared with what the `h2` crate takes for them.
 
-use std::{
-    cell::Cell,
-    io,
-    pin::{Pin, pin},
-    rc::Rc,
-    task::{Context, Poll, Waker},
-};
-
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::said::{Said, finish};
 use crate::http2::{Answer, AnswerBody, BodyPiece, Client, Driver, Head};
 
 const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
@@ -64,73 +56,6 @@ struct Got {
     is_whole: bool,
 }
 
-/// A server that greets, and after the requests have come says what it says, whatever it hears, and closes.
-struct Said<'b> {
-    left: &'b [u8],
-    size: usize,
-    greeted: bool,
-    asked: Rc<Cell<bool>>,
-    written: usize,
-}
-
-impl<'b> Said<'b> {
-    /// It, and what to tell it by that the requests have come.
-    fn new(left: &'b [u8], size: usize) -> (Self, Rc<Cell<bool>>) {
-        let asked = Rc::new(Cell::new(false));
-        let said = Self {
-            left,
-            size,
-            greeted: false,
-            asked: Rc::clone(&asked),
-            written: 0,
-        };
-        (said, asked)
-    }
-}
-
-impl AsyncRead for Said<'_> {
-    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if !std::mem::replace(&mut self.greeted, true) {
-            buf.put_slice(SETTINGS);
-            return Poll::Ready(Ok(()));
-        }
-        if !self.asked.get() {
-            return Poll::Pending;
-        }
-        let here = self.left.len().min(self.size).min(buf.remaining());
-        let (now, later) = self.left.split_at(here);
-        buf.put_slice(now);
-        self.left = later;
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Said<'_> {
-    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.written += buf.len();
-        Poll::Ready(Ok(buf.len()))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-}
-
-/// Polls as a runtime would, but not for ever.
-fn finish<F: Future>(future: F) -> Option<F::Output> {
-    const TURNS: usize = 100_000;
-    let mut future = pin!(future);
-    let mut cx = Context::from_waker(Waker::noop());
-    (0..TURNS).find_map(|_| match future.as_mut().poll(&mut cx) {
-        Poll::Ready(output) => Some(output),
-        Poll::Pending => None,
-    })
-}
-
 fn head<'r>(method: &'r Method, authority: &'r HeaderValue, fields: &'r HeaderMap) -> Head<'r> {
     Head {
         method,
@@ -142,11 +67,11 @@ fn head<'r>(method: &'r Method, authority: &'r HeaderValue, fields: &'r HeaderMa
 
 /// What the agent's client makes of it, and how many bytes it says.
 fn ours(said: &[u8], size: usize) -> ([Got; 3], usize) {
-    let (said, asked) = Said::new(said, size);
+    let (said, asked) = Said::new(SETTINGS, said, size);
     let Some(Ok((client, driver))) = finish(Client::greet(said)) else {
         unreachable!("SETTINGS is a greeting");
     };
-    let mut driver: Driver<_> = driver;
+    let mut driver: Driver<_, _> = driver;
     let (authority, fields) = (HeaderValue::from_static("k"), HeaderMap::new());
     let get = client.send(head(&Method::GET, &authority, &fields));
     let only_head = client.send(head(&Method::HEAD, &authority, &fields));
@@ -190,7 +115,7 @@ fn theirs(said: &[u8]) -> [Got; 3] {
         .enable_push(false)
         .initial_window_size(256 * 1024)
         .max_frame_size(64 * 1024);
-    let (io, asked) = Said::new(said, said.len().max(1));
+    let (io, asked) = Said::new(SETTINGS, said, said.len().max(1));
     let greeted = finish(builder.handshake::<_, Bytes>(io));
     let Some(Ok((mut sender, mut connection))) = greeted else {
         return Default::default();

@@ -11,23 +11,19 @@ use bytes::Bytes;
 use http::{HeaderMap, Response};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-pub(crate) use super::streams::Head;
+pub(crate) use super::asking::Head;
 use super::{
     Driver, Http2Error,
-    frame::put_ping,
-    streams::{Piece, Shared},
+    asking::Asking,
+    fields::HEADER_LIST,
+    frame::{MAX_WINDOW, put_ping},
+    parser::{Parser, Peer},
+    streams::{Hold, Piece, Shared},
 };
 
 /// A connection to begin streams on. It is closed when the client is dropped and the last stream has ended.
 #[derive(Debug)]
 pub(crate) struct Client(Arc<Shared>);
-
-/// One hold of a stream. When all are dropped before its end, the server is told that it isn't wanted.
-#[derive(Debug)]
-struct Hold {
-    shared: Arc<Shared>,
-    id: u32,
-}
 
 /// An answer that is waited for.
 #[derive(Debug)]
@@ -46,10 +42,12 @@ impl Client {
     ///
     /// # Errors
     /// If the connection ends before.
-    pub(crate) async fn greet<I: AsyncRead + AsyncWrite + Unpin>(io: I) -> Result<(Self, Driver<I>), Http2Error> {
-        let shared = Arc::new(Shared::new());
+    pub(crate) async fn greet<I: AsyncRead + AsyncWrite + Unpin>(
+        io: I,
+    ) -> Result<(Self, Driver<I, Asking>), Http2Error> {
+        let shared = Arc::new(Shared::new(Peer::Server, MAX_WINDOW));
         let client = Self(Arc::clone(&shared));
-        let mut driver = Driver::new(io, shared);
+        let mut driver = Driver::new(io, Asking, Parser::new(Peer::Server, HEADER_LIST as usize), shared);
         poll_fn(|cx| match Pin::new(&mut driver).poll(cx) {
             Poll::Ready(ended) => Poll::Ready(ended.and(Err(Http2Error::Closed))),
             Poll::Pending if client.0.is_greeted.load(Ordering::Relaxed) => Poll::Ready(Ok(())),
@@ -141,12 +139,6 @@ impl Pinger {
     }
 }
 
-impl Drop for Hold {
-    fn drop(&mut self) {
-        self.shared.state().release(self.id);
-    }
-}
-
 impl Future for Answer {
     type Output = Result<Response<AnswerBody>, Http2Error>;
 
@@ -199,7 +191,7 @@ impl Upload {
     pub(crate) async fn send(&mut self, mut data: Bytes) -> Result<(), Http2Error> {
         let Hold { shared, id } = &self.0;
         while !data.is_empty() {
-            poll_fn(|cx| match shared.state().send(*id, &mut data, cx.waker()) {
+            poll_fn(|cx| match shared.state().send(*id, &mut data, false, cx.waker()) {
                 Ok(true) => Poll::Ready(Ok(())),
                 Ok(false) => Poll::Pending,
                 Err(error) => Poll::Ready(Err(error)),

@@ -13,29 +13,57 @@ use tokio_util::io::poll_read_buf;
 
 use super::{
     ErrorCode, Fault, Http2Error,
-    fields::HEADER_LIST,
-    frame::{MAX_WINDOW, put_goaway, put_greeting, put_ping, put_settings_ack, put_window_update},
+    frame::{put_goaway, put_ping, put_settings_ack},
     hpack::decoder::Decoder,
     parser::{Event, Parser},
-    stream::STREAM_WINDOW,
-    streams::Shared,
+    streams::{CALM, Shared, State},
 };
 
 /// What is read at a time, in bytes: a TLS record.
 const READ_FIRST: usize = 16 * 1024;
 /// And of a connection that fills that.
 const READ_MOST: usize = 64 * 1024;
-/// A server that doesn't take what it is told isn't listened to while so many bytes wait for it: it has us answer its PINGs.
+/// A peer that doesn't take what it is told isn't listened to while so many bytes wait for it: it has us answer its PINGs.
 const WAITING_MOST: usize = 256 * 1024;
 /// So many reads in one turn, then others have theirs.
 const READS: usize = 16;
-/// The server is told how much of the connection's window is free again when so much has come.
-const TOLD: u32 = MAX_WINDOW / 2;
+
+/// A coded head.
+pub(crate) struct Block<'b> {
+    pub(super) stream: u32,
+    pub(super) code: &'b [u8],
+    pub(super) is_last: bool,
+    pub(super) decoder: &'b mut Decoder,
+}
+
+/// What is one side's alone.
+pub(crate) trait Role {
+    /// Writes what is said first.
+    fn greet(&self, out: &mut BytesMut);
+
+    /// A head came, or what follows a body. It has to be decoded: the next builds on it.
+    ///
+    /// # Errors
+    /// If a rule is broken that holds for the connection.
+    fn headers(&mut self, state: &mut State, block: Block<'_>, woken: &mut Vec<Waker>) -> Result<(), Fault>;
+
+    /// The peer begins no stream any more, or takes none after `last`.
+    fn go_away(&mut self, shared: &Shared, state: &mut State, last: u32, code: ErrorCode, woken: &mut Vec<Waker>);
+
+    /// The peer gives up a stream, which is to be told to whoever holds it.
+    ///
+    /// # Errors
+    /// If it does so too often.
+    fn reset(&mut self, _stream: u32) -> Result<(), Fault> {
+        Ok(())
+    }
+}
 
 /// A connection, to be polled for as long as it lasts. Dropped before, it takes its streams along.
 #[derive(Debug)]
-pub(crate) struct Driver<I> {
+pub(crate) struct Driver<I, R> {
     io: I,
+    pub(super) role: R,
     shared: Arc<Shared>,
     read: BytesMut,
     appetite: usize,
@@ -45,27 +73,28 @@ pub(crate) struct Driver<I> {
     is_unflushed: bool,
     parser: Parser,
     decoder: Decoder,
-    /// What has come of all bodies since the server was told.
-    received: u32,
+    /// How many frames have come, and parts of bodies.
+    events: u64,
     woken: Vec<Waker>,
     /// The last has been said: what is left is to send it.
     closing: bool,
 }
 
-impl<I: AsyncRead + AsyncWrite + Unpin> Driver<I> {
-    pub(super) fn new(io: I, shared: Arc<Shared>) -> Self {
+impl<I: AsyncRead + AsyncWrite + Unpin, R: Role> Driver<I, R> {
+    pub(super) fn new(io: I, role: R, parser: Parser, shared: Arc<Shared>) -> Self {
         let mut writing = BytesMut::new();
-        put_greeting(&mut writing, STREAM_WINDOW, HEADER_LIST);
+        role.greet(&mut writing);
         Self {
             io,
+            role,
             shared,
             read: BytesMut::new(),
             appetite: READ_FIRST,
             writing,
             is_unflushed: false,
-            parser: Parser::new(HEADER_LIST as usize),
+            parser,
             decoder: Decoder::new(),
-            received: 0,
+            events: 0,
             woken: Vec::new(),
             closing: false,
         }
@@ -75,6 +104,16 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Driver<I> {
     #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) const fn io(&self) -> &I {
         &self.io
+    }
+
+    /// Whether the peer has said what it must say first.
+    pub(super) const fn is_greeted(&self) -> bool {
+        self.parser.has_begun()
+    }
+
+    /// How much has come so far that was whole, counted in frames and parts of bodies.
+    pub(super) const fn events(&self) -> u64 {
+        self.events
     }
 
     /// Sends what is to be sent. Pending where the connection doesn't take all of it.
@@ -143,14 +182,20 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Driver<I> {
                     data,
                     held,
                     is_last,
-                } => {
-                    self.received += held;
-                    state.data(stream, data, held, is_last, woken)
-                }
+                } => state.data(stream, data, held, is_last, woken),
                 Event::Headers { stream, block, is_last } => {
-                    state.headers(stream, &block, is_last, &mut self.decoder, woken)
+                    let block = Block {
+                        stream,
+                        code: &block,
+                        is_last,
+                        decoder: &mut self.decoder,
+                    };
+                    self.role.headers(&mut state, block, woken)
                 }
-                Event::Reset { stream, code } => state.reset(stream, code, woken),
+                Event::Reset { stream, code } => {
+                    let role = &mut self.role;
+                    role.reset(stream).and_then(|()| state.reset(stream, code, woken))
+                }
                 Event::Settings(settings) => {
                     put_settings_ack(&mut state.out);
                     if let Some(streams) = settings.streams {
@@ -172,21 +217,20 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Driver<I> {
                     Ok(())
                 }
                 Event::GoAway { last, code } => {
-                    tracing::debug!(%code, last, "an upstream connection takes no more requests");
-                    shared.close();
-                    state.go_away(last, code, woken);
+                    self.role.go_away(shared, &mut state, last, code, woken);
                     Ok(())
                 }
                 Event::WindowUpdate { stream, more } => state.widen(stream, more, woken),
                 Event::SettingsAck => Ok(()),
             };
+            self.events += 1;
             if taken.is_err() {
                 break taken;
             }
+            if state.is_trouble() {
+                break Err(CALM);
+            }
         };
-        if self.received >= TOLD {
-            put_window_update(&mut state.out, 0, std::mem::take(&mut self.received));
-        }
         drop(state);
         self.woken.drain(..).for_each(Waker::wake);
         outcome
@@ -203,7 +247,10 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Driver<I> {
                 let mut state = self.shared.state();
                 if state.is_over() {
                     self.closing = true;
-                    put_goaway(&mut state.out, ErrorCode::NO_ERROR);
+                    if state.left_at.is_none() {
+                        let last = state.last_begun();
+                        put_goaway(&mut state.out, last, ErrorCode::NO_ERROR);
+                    }
                     continue;
                 }
                 if sent.is_pending() && state.out.len() + self.writing.len() > WAITING_MOST {
@@ -225,7 +272,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Driver<I> {
     }
 }
 
-impl<I: AsyncRead + AsyncWrite + Unpin> Future for Driver<I> {
+impl<I: AsyncRead + AsyncWrite + Unpin, R: Role + Unpin> Future for Driver<I, R> {
     type Output = Result<(), Http2Error>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
@@ -234,7 +281,10 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Future for Driver<I> {
         if let Err(error) = &outcome {
             if let Http2Error::Fault(fault) = error {
                 // It is told as far as it listens; nobody waits for that.
-                put_goaway(&mut this.shared.state().out, fault.code);
+                let mut state = this.shared.state();
+                let last = state.last_begun();
+                put_goaway(&mut state.out, last, fault.code);
+                drop(state);
                 let _ = this.poll_send(cx);
             }
             this.end(error);
@@ -243,7 +293,29 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Future for Driver<I> {
     }
 }
 
-impl<I> Driver<I> {
+impl<I: AsyncRead + AsyncWrite + Unpin, R: Role> Driver<I, R> {
+    /// Sends what is left to be sent, tells the peer that nothing follows, and reads on, that it gets to read that: what is closed with
+    /// bytes unread is reset. Ready when the peer has closed as well, or `most` bytes more have come.
+    pub(super) fn poll_farewell(&mut self, cx: &mut Context<'_>, most: &mut usize) -> Poll<()> {
+        if !self.closing {
+            if ready!(self.poll_send(cx)).is_err() || ready!(Pin::new(&mut self.io).poll_shutdown(cx)).is_err() {
+                return Poll::Ready(());
+            }
+            self.closing = true;
+        }
+        loop {
+            self.read.clear();
+            self.read.reserve(READ_FIRST);
+            let read = ready!(poll_read_buf(Pin::new(&mut self.io), cx, &mut self.read)).unwrap_or_default();
+            *most = most.saturating_sub(read);
+            if read == 0 || *most == 0 {
+                return Poll::Ready(());
+            }
+        }
+    }
+}
+
+impl<I, R> Driver<I, R> {
     /// Nobody waits any longer.
     fn end(&mut self, error: &Http2Error) {
         self.shared.close();
@@ -252,7 +324,7 @@ impl<I> Driver<I> {
     }
 }
 
-impl<I> Drop for Driver<I> {
+impl<I, R> Drop for Driver<I, R> {
     fn drop(&mut self) {
         self.end(&Http2Error::Dropped);
     }

@@ -6,7 +6,7 @@ use super::{
     Fault,
     hpack::{
         Malformed,
-        decoder::{Decoder, Name},
+        decoder::{Decoder, Name, Pseudo},
     },
 };
 
@@ -14,7 +14,7 @@ use super::{
 pub(super) const HEADER_LIST: u32 = 256 * 1024;
 
 /// As many fields as most answers have: room for them is made at once.
-const USUAL: usize = 12;
+pub(super) const USUAL: usize = 12;
 
 /// What was in a block.
 pub(super) struct Fields {
@@ -23,7 +23,7 @@ pub(super) struct Fields {
 }
 
 /// Fields that are a connection's, and that no message may have (RFC 9113, section 8.2.2).
-const CONNECTIONS: [HeaderName; 5] = [
+pub(super) const CONNECTIONS: [HeaderName; 5] = [
     header::CONNECTION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
@@ -57,10 +57,10 @@ impl Fields {
             return Err(Fault::protocol("a head is larger than allowed"));
         }
         match name {
-            Name::Status if self.status.is_some() || !self.map.is_empty() => {
+            Name::Pseudo(Pseudo::Status) if self.status.is_some() || !self.map.is_empty() => {
                 Err(Fault::protocol("a status is not the first field"))
             }
-            Name::Status => {
+            Name::Pseudo(Pseudo::Status) => {
                 let status = StatusCode::from_bytes(value.as_bytes());
                 self.status = Some(status.map_err(|_| Fault::protocol("a status isn't a number"))?);
                 Ok(())
@@ -72,19 +72,24 @@ impl Fields {
                 Ok(_) => Ok(()),
                 Err(_) => Err(Fault::protocol("a head has too many fields")),
             },
-            Name::Wrong => Err(Fault::protocol("a field's name can't be one")),
+            Name::Pseudo(_) | Name::Wrong => Err(Fault::protocol("a field's name can't be one")),
         }
     }
 
     /// The length that an answer says.
     pub(super) fn length(&self) -> Result<Option<u64>, Fault> {
-        let mut lengths = self.map.get_all(header::CONTENT_LENGTH).iter();
-        let Some(first) = lengths.next() else { return Ok(None) };
-        let is_number = first.as_bytes().iter().all(u8::is_ascii_digit);
-        let parsed = first.to_str().ok().and_then(|text| text.parse().ok());
-        match parsed.filter(|_| is_number && lengths.next().is_none()) {
-            Some(length) => Ok(Some(length)),
-            None => Err(Fault::protocol("an answer's length can't be read")),
-        }
+        length(&self.map)
+    }
+}
+
+/// The length that a message says.
+pub(super) fn length(fields: &HeaderMap) -> Result<Option<u64>, Fault> {
+    let mut lengths = fields.get_all(header::CONTENT_LENGTH).iter();
+    let Some(first) = lengths.next() else { return Ok(None) };
+    let is_number = first.as_bytes().iter().all(u8::is_ascii_digit);
+    let parsed = first.to_str().ok().and_then(|text| text.parse().ok());
+    match parsed.filter(|_| is_number && lengths.next().is_none()) {
+        Some(length) => Ok(Some(length)),
+        None => Err(Fault::protocol("a message's length can't be read")),
     }
 }

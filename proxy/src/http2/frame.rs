@@ -6,16 +6,18 @@ use super::ErrorCode;
 
 /// A frame's head, in bytes.
 pub(super) const HEAD: usize = 9;
-/// The largest frame that the server may send us.
+/// The largest frame that a client may send us, as large as any may be at first,
+pub(super) const MAX_FRAME_OF_CLIENT: u32 = 16 * 1024;
+/// and that a server may.
 pub(super) const MAX_FRAME: u32 = 64 * 1024;
-/// The largest that we send, where the server allows more: others have their turn between two.
+/// The largest that we send, where the peer allows more: others have their turn between two.
 pub(super) const MAX_SENT: u32 = 16 * 1024;
 /// What a window may be at most (RFC 9113, section 6.9.1).
 pub(super) const MAX_WINDOW: u32 = (1 << 31) - 1;
 /// What every window is at first.
 pub(super) const FIRST_WINDOW: u32 = 65_535;
 /// What a client says before anything else (RFC 9113, section 3.4).
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 pub(super) const DATA: u8 = 0;
 pub(super) const HEADERS: u8 = 1;
@@ -39,24 +41,16 @@ pub(super) const ENABLE_PUSH: u16 = 2;
 pub(super) const MAX_CONCURRENT_STREAMS: u16 = 3;
 pub(super) const INITIAL_WINDOW_SIZE: u16 = 4;
 pub(super) const MAX_FRAME_SIZE: u16 = 5;
-const MAX_HEADER_LIST_SIZE: u16 = 6;
+pub(super) const MAX_HEADER_LIST_SIZE: u16 = 6;
 
-/// What a client begins with.
-pub(super) fn put_greeting(out: &mut BytesMut, stream_window: u32, header_list: u32) {
-    out.put_slice(PREFACE);
-    let settings = [
-        (ENABLE_PUSH, 0),
-        (INITIAL_WINDOW_SIZE, stream_window),
-        (MAX_FRAME_SIZE, MAX_FRAME),
-        (MAX_HEADER_LIST_SIZE, header_list),
-    ];
+/// What either side sets, and how far it opens the connection's window, which is [`FIRST_WINDOW`] before.
+pub(super) fn put_settings(out: &mut BytesMut, settings: &[(u16, u32)], window: u32) {
     put_head(out, 6 * settings.len(), SETTINGS, 0, 0);
     for (name, value) in settings {
-        out.put_u16(name);
-        out.put_u32(value);
+        out.put_u16(*name);
+        out.put_u32(*value);
     }
-    // The connection's window is left open as far as may be, so that one slow reader holds up its own stream alone.
-    put_window_update(out, 0, MAX_WINDOW - FIRST_WINDOW);
+    put_window_update(out, 0, window - FIRST_WINDOW);
 }
 
 fn put_head(out: &mut BytesMut, length: usize, kind: u8, flags: u8, stream: u32) {
@@ -105,10 +99,10 @@ pub(super) fn put_reset(out: &mut BytesMut, stream: u32, code: ErrorCode) {
     out.put_u32(code.0);
 }
 
-pub(super) fn put_goaway(out: &mut BytesMut, code: ErrorCode) {
+/// `last` is the peer's last stream that was begun, or may have been.
+pub(super) fn put_goaway(out: &mut BytesMut, last: u32, code: ErrorCode) {
     put_head(out, 8, GOAWAY, 0, 0);
-    // No stream of the server's was begun.
-    out.put_u32(0);
+    out.put_u32(last);
     out.put_u32(code.0);
 }
 

@@ -8,7 +8,7 @@ pub(crate) mod huffman;
 /// that says nothing else.
 pub(super) const TABLE: usize = 4096;
 /// What an entry counts beside its name and value (RFC 7541, section 4.1).
-const ENTRY: usize = 32;
+pub(super) const ENTRY: usize = 32;
 
 /// What is wrong with a block of fields: the connection can't go on, for the tables differ from here on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -6,12 +6,22 @@ use super::{
     ErrorCode, Fault,
     frame::{
         ACK, CONTINUATION, DATA, ENABLE_PUSH, END_HEADERS, END_STREAM, GOAWAY, HEAD, HEADER_TABLE_SIZE, HEADERS,
-        INITIAL_WINDOW_SIZE, MAX_CONCURRENT_STREAMS, MAX_FRAME, MAX_FRAME_SIZE, MAX_WINDOW, PADDED, PING, PRIORITISED,
-        PRIORITY, PUSH_PROMISE, RST_STREAM, SETTINGS, WINDOW_UPDATE,
+        INITIAL_WINDOW_SIZE, MAX_CONCURRENT_STREAMS, MAX_FRAME, MAX_FRAME_OF_CLIENT, MAX_FRAME_SIZE, MAX_WINDOW,
+        PADDED, PING, PREFACE, PRIORITISED, PRIORITY, PUSH_PROMISE, RST_STREAM, SETTINGS, WINDOW_UPDATE,
     },
 };
 
-/// What the server says.
+/// In so many frames a head may come. One that needs more is sent to have us count them (CVE-2024-27316).
+const MOST_PARTS: u32 = 128;
+
+/// Who speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Peer {
+    Client,
+    Server,
+}
+
+/// What the peer says.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Event {
     /// A part of a body, as much of a frame as has come; the last part of the last frame ends the stream. `held` is what counts
@@ -46,7 +56,7 @@ pub(super) enum Event {
     },
 }
 
-/// What the server sets anew.
+/// What the peer sets anew.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Settings {
     pub(super) table: Option<u32>,
@@ -55,7 +65,7 @@ pub(super) struct Settings {
     pub(super) max_frame: Option<u32>,
 }
 
-/// Takes what the server says apart. A body is handed on as it comes; of anything else a frame is waited for, and of a head all its
+/// Takes what the peer says apart. A body is handed on as it comes; of anything else a frame is waited for, and of a head all its
 /// frames.
 #[derive(Debug)]
 pub(super) struct Parser {
@@ -64,6 +74,9 @@ pub(super) struct Parser {
     /// A head that goes on in the next frame.
     head: Option<Head>,
     has_begun: bool,
+    peer: Peer,
+    /// What is to come before any frame.
+    preface: &'static [u8],
     /// How large a coded head may be.
     max_head: usize,
 }
@@ -84,6 +97,7 @@ struct Head {
     stream: u32,
     block: BytesMut,
     is_last: bool,
+    parts: u32,
 }
 
 const fn too_short(what: &'static str) -> Fault {
@@ -91,13 +105,23 @@ const fn too_short(what: &'static str) -> Fault {
 }
 
 impl Parser {
-    pub(super) const fn new(max_head: usize) -> Self {
+    pub(super) const fn new(peer: Peer, max_head: usize) -> Self {
         Self {
             data: None,
             head: None,
             has_begun: false,
+            peer,
+            preface: match peer {
+                Peer::Client => PREFACE,
+                Peer::Server => &[],
+            },
             max_head,
         }
+    }
+
+    /// Whether the peer's SETTINGS have come.
+    pub(super) const fn has_begun(&self) -> bool {
+        self.has_begun
     }
 
     /// The next of what has come; none where more is needed.
@@ -105,6 +129,7 @@ impl Parser {
     /// # Errors
     /// If a rule is broken that holds for the connection. It can't go on.
     pub(super) fn next(&mut self, read: &mut BytesMut) -> Result<Option<Event>, Fault> {
+        self.greeting(read)?;
         loop {
             if let Some(data) = &mut self.data {
                 let Some((event, is_whole)) = data.next(read) else {
@@ -124,7 +149,11 @@ impl Parser {
                 head[4],
             );
             let stream = u32::from_be_bytes([head[5] & 0x7f, head[6], head[7], head[8]]);
-            if length > MAX_FRAME as usize {
+            let most = match self.peer {
+                Peer::Client => MAX_FRAME_OF_CLIENT,
+                Peer::Server => MAX_FRAME,
+            };
+            if length > most as usize {
                 return Err(too_short("a frame is larger than allowed"));
             }
             if !self.has_begun && (kind != SETTINGS || flags & ACK != 0) {
@@ -160,6 +189,17 @@ impl Parser {
         }
     }
 
+    /// Takes off what comes of the preface.
+    fn greeting(&mut self, read: &mut BytesMut) -> Result<(), Fault> {
+        let here = self.preface.len().min(read.len());
+        if read[..here] != self.preface[..here] {
+            return Err(Fault::protocol("it doesn't begin with the preface of HTTP/2"));
+        }
+        read.advance(here);
+        self.preface = &self.preface[here..];
+        Ok(())
+    }
+
     fn frame(&mut self, kind: u8, flags: u8, stream: u32, mut payload: BytesMut) -> Result<Option<Event>, Fault> {
         let is_connections = stream == 0;
         let length = payload.len();
@@ -180,6 +220,7 @@ impl Parser {
                     stream,
                     block: payload,
                     is_last,
+                    parts: 1,
                 });
                 return self.head_goes_on(flags);
             }
@@ -188,6 +229,7 @@ impl Parser {
                     return Err(Fault::protocol("a head goes on that wasn't begun"));
                 };
                 head.block.unsplit(payload);
+                head.parts += 1;
                 return self.head_goes_on(flags);
             }
             RST_STREAM if length != 4 => return Err(too_short("RST_STREAM isn't four bytes")),
@@ -199,7 +241,7 @@ impl Parser {
             SETTINGS if !is_connections => return Err(Fault::protocol("SETTINGS is on a stream")),
             SETTINGS if flags & ACK != 0 && length == 0 => Event::SettingsAck,
             SETTINGS if flags & ACK != 0 || !length.is_multiple_of(6) => return Err(too_short("SETTINGS isn't whole")),
-            SETTINGS => Event::Settings(settings(payload)?),
+            SETTINGS => Event::Settings(settings(payload, self.peer)?),
             PUSH_PROMISE => return Err(Fault::protocol("it pushes, which we asked it not to")),
             PING if length != 8 => return Err(too_short("PING isn't eight bytes")),
             PING if !is_connections => return Err(Fault::protocol("PING is on a stream")),
@@ -216,8 +258,9 @@ impl Parser {
                 stream,
                 more: payload.get_u32() & MAX_WINDOW,
             },
+            PRIORITY if is_connections => return Err(Fault::protocol("PRIORITY is on no stream")),
             PRIORITY if length != 5 => return Err(too_short("PRIORITY isn't five bytes")),
-            // What isn't known is passed over (RFC 9113, section 4.1), and so is a server's priority.
+            // What isn't known is passed over (RFC 9113, section 4.1), and so are priorities (section 5.3).
             _ => return Ok(None),
         }))
     }
@@ -225,11 +268,19 @@ impl Parser {
     fn head_goes_on(&mut self, flags: u8) -> Result<Option<Event>, Fault> {
         let is_whole = flags & END_HEADERS != 0;
         match self.head.take_if(|head| is_whole && head.block.len() <= self.max_head) {
-            Some(Head { stream, block, is_last }) => Ok(Some(Event::Headers { stream, block, is_last })),
-            None if self.head.as_ref().is_some_and(|head| head.block.len() > self.max_head) => Err(Fault::new(
-                ErrorCode::ENHANCE_YOUR_CALM,
-                "a head is larger than allowed",
-            )),
+            Some(Head {
+                stream, block, is_last, ..
+            }) => Ok(Some(Event::Headers { stream, block, is_last })),
+            None if self
+                .head
+                .as_ref()
+                .is_some_and(|head| head.block.len() > self.max_head || head.parts > MOST_PARTS) =>
+            {
+                Err(Fault::new(
+                    ErrorCode::ENHANCE_YOUR_CALM,
+                    "a head is larger than allowed",
+                ))
+            }
             None => Ok(None),
         }
     }
@@ -250,13 +301,15 @@ fn unpad(payload: &mut BytesMut, flags: u8) -> Result<(), Fault> {
     Ok(())
 }
 
-fn settings(mut payload: BytesMut) -> Result<Settings, Fault> {
+fn settings(mut payload: BytesMut, peer: Peer) -> Result<Settings, Fault> {
     let mut settings = Settings::default();
     while payload.has_remaining() {
         let (name, value) = (payload.get_u16(), payload.get_u32());
         match name {
             HEADER_TABLE_SIZE => settings.table = Some(value),
-            ENABLE_PUSH if value != 0 => return Err(Fault::protocol("a server sets ENABLE_PUSH")),
+            ENABLE_PUSH if value > u32::from(peer == Peer::Client) => {
+                return Err(Fault::protocol("ENABLE_PUSH is set to what it can't be"));
+            }
             MAX_CONCURRENT_STREAMS => settings.streams = Some(value),
             INITIAL_WINDOW_SIZE if value > MAX_WINDOW => {
                 return Err(Fault::new(ErrorCode::FLOW_CONTROL_ERROR, "a window is too large"));

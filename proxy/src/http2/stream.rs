@@ -1,4 +1,4 @@
-//! One stream: how far its answer has come, and whether that is as it must be.
+//! One stream: how far what the peer says on it has come, and whether that is as it must be.
 
 use std::{collections::VecDeque, task::Waker};
 
@@ -25,7 +25,7 @@ pub(super) struct Stream {
     pub(super) data: VecDeque<Bytes>,
     pub(super) trailers: Option<Box<HeaderMap>>,
     pub(super) came: Came,
-    /// All of the request was sent.
+    /// All was sent that is ours to say.
     pub(super) is_sent: bool,
     /// How it ended otherwise than it should.
     pub(super) failed: Option<Http2Error>,
@@ -40,7 +40,7 @@ pub(super) struct Stream {
     is_head: bool,
 }
 
-/// How far an answer has come.
+/// How far what the peer says has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Came {
     Nothing,
@@ -67,6 +67,23 @@ impl Stream {
             expected: None,
             is_head,
         }
+    }
+
+    /// Of a request that came: held by so many, with so much room to send, and with a body of so much.
+    pub(super) fn asked(holders: u8, window: u32, length: Option<u64>, is_whole: bool) -> Self {
+        Self {
+            came: if is_whole { Came::All } else { Came::Head },
+            expected: length,
+            ..Self::new(holders, window, false, false)
+        }
+    }
+
+    /// What follows its body has come, and is passed over.
+    pub(super) fn ends_with_trailers(&mut self) -> Result<(), Fault> {
+        if self.came == Came::All {
+            return Err(OVER);
+        }
+        self.ends()
     }
 
     /// Whether nothing more is to be said on it.

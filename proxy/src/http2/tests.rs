@@ -87,9 +87,9 @@ enum Told {
 #[case::short_ping(frame(PING, 0, 0, [0; 7]), Told::GoAway(6))]
 #[case::short_goaway(frame(GOAWAY, 0, 0, [0; 7]), Told::GoAway(6))]
 #[case::short_reset(frame(RST_STREAM, 0, 1, [0; 3]), Told::GoAway(6))]
-#[case::no_more(widen(0, 0), Told::GoAway(3))]
+#[case::no_more(widen(0, 0), Told::GoAway(1))]
 #[case::too_much(widen(0, (1 << 31) - 1), Told::GoAway(3))]
-#[case::no_more_of_a_stream(widen(1, 0), Told::Reset(3))]
+#[case::no_more_of_a_stream(widen(1, 0), Told::Reset(1))]
 #[case::too_much_of_a_stream(widen(1, (1 << 31) - 1), Told::Reset(3))]
 #[case::data_first(frame(DATA, 0, 1, "x"), Told::Reset(1))]
 #[case::no_status(frame(HEADERS, END_HEADERS, 1, literal(&[("a", "b")])), Told::Reset(1))]
@@ -398,7 +398,7 @@ async fn a_server_that_closes_ends_what_is_open() {
     let (data, _, error) = read(&mut body).await;
     assert_eq!(
         (&data[..], error.as_deref()),
-        (&b"part"[..], Some("the server closed the connection"))
+        (&b"part"[..], Some("the peer closed the connection"))
     );
     assert!(matches!(answer(answered).await, Err(Http2Error::Closed)));
     assert!(upload.send(Bytes::from_static(b"x")).await.is_err());

@@ -1,4 +1,4 @@
-//! Bodies of requests on their way: as much as the windows allow, and one after the other.
+//! Bodies on their way out: as much as the windows allow, and one after the other.
 
 use std::task::Waker;
 
@@ -19,9 +19,9 @@ impl State {
         stream.failed.clone()
     }
 
-    /// Sends what may be sent of a body, and says whether that was anything. Where it wasn't, `waker` is woken when that has
+    /// Sends what may be sent of a body, `is_last` with its end, and says whether that was anything. Where it wasn't, `waker` is woken when that has
     /// changed.
-    pub(super) fn send(&mut self, id: u32, data: &mut Bytes, waker: &Waker) -> Result<bool, Http2Error> {
+    pub(super) fn send(&mut self, id: u32, data: &mut Bytes, is_last: bool, waker: &Waker) -> Result<bool, Http2Error> {
         let Some(stream) = self.streams.get_mut(&id) else {
             return Err(Http2Error::Dropped);
         };
@@ -44,7 +44,9 @@ impl State {
         }
         let windows = usize::try_from(stream.send_window.min(self.window)).unwrap_or(usize::MAX);
         let length = data.len().min(windows).min(room).min(self.max_frame as usize);
-        put_data(&mut self.out, id, &data.split_to(length), false);
+        let ends = is_last && length == data.len();
+        stream.is_sent |= ends;
+        put_data(&mut self.out, id, &data.split_to(length), ends);
         let sent = i64::try_from(length).unwrap_or(i64::MAX);
         stream.send_window -= sent;
         self.window -= sent;

@@ -6,7 +6,7 @@
 //! [`sending`] frames it. A connection that is idle, or whose answer is silent, holds no buffer.
 
 mod ahead;
-mod answer;
+pub(super) mod answer;
 mod chunks;
 mod connection;
 pub(crate) mod framer;
@@ -16,23 +16,20 @@ mod sending;
 mod tests;
 
 use std::{
-    fmt::Display,
     future::poll_fn,
     io,
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use bytes::Bytes;
-use http::{Request, Response, StatusCode};
-use http_body::Body;
+use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-pub(super) use self::head::Verdict;
 use self::{
     answer::{Asked, Malformed},
     connection::{Connection, Next},
 };
-use crate::{body::client::ClientBody, limits::Limits};
+use super::service::Service;
+use crate::limits::Limits;
 
 /// Why a connection was cut: nothing more can be said on it.
 #[derive(Debug, thiserror::Error)]
@@ -45,18 +42,6 @@ pub(super) enum Cut {
     Answer(String),
     #[error("an answer can't be framed: {0}")]
     Malformed(#[from] Malformed),
-}
-
-/// Who answers requests.
-pub(super) trait Service {
-    /// The body of an answer.
-    type Body: Body<Data = Bytes, Error: Display> + Send + Unpin;
-
-    /// Answers one request.
-    fn serve(&self, request: Request<ClientBody>) -> impl Future<Output = Response<Self::Body>> + Send;
-
-    /// Answers one that nothing can be relied on of. The connection ends with it.
-    fn refuse(&self, verdict: &Verdict) -> Response<Self::Body>;
 }
 
 /// Serves a connection until the client leaves it, or, once `stopping` is set and it is polled again, until the answer at
@@ -80,7 +65,10 @@ where
                 let answer = poll_fn(|cx| connection.poll_served(cx, serving.as_mut())).await?;
                 (asked, answer, release)
             }
-            Next::Refused(verdict) => (Asked::refused(&verdict), service.refuse(&verdict), None),
+            Next::Refused(verdict) => {
+                let answer = service.refuse(&verdict.request(), verdict.refusal);
+                (Asked::refused(&verdict), answer, None)
+            }
         };
         if answer.status() == StatusCode::SWITCHING_PROTOCOLS
             && let Some(release) = release

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     body::RequestBody,
     gather::Gather,
-    http2::{Answer, Client, Driver, Head, Http2Error, Pinger, Upload},
+    http2::{Answer, Asking, Client, Driver, Head, Http2Error, Pinger, Upload},
 };
 
 /// How long a stream that nobody waits for any more stays open where its answer hasn't begun. A server counts the
@@ -265,7 +265,7 @@ async fn upload_all(body: &mut RequestBody, upload: &mut Upload) -> bool {
 
 /// Drives a connection until it ends, closes it when it has long been idle, and ends it when the server no
 /// longer answers a PING while streams are open (a watch would wait for ever).
-async fn drive(driver: Driver<Socket>, pinger: Pinger, connection: Weak<Connection>, home: Weak<Shared>) {
+async fn drive(driver: Driver<Socket, Asking>, pinger: Pinger, connection: Weak<Connection>, home: Weak<Shared>) {
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let watchdog = async {

@@ -1,7 +1,7 @@
 //! The cases of h2spec (<https://github.com/summerwind/h2spec>), by RFC 9113's sections, re-expressed against the agent.
 //!
-//! Where the RFC lets a stream error be one of the connection, or names another code than the `h2` crate does, what
-//! counts here is that the request goes no further and that the end is a named one.
+//! Codes are the RFC's. What isn't a request is answered (section 8.1.1 allows that), so that its author learns why and the audit
+//! log has it.
 
 mod frames;
 mod messages;

@@ -10,12 +10,35 @@ use super::{DYNAMIC, ENTRY, Malformed, STATIC, TABLE, huffman, number};
 /// A field's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Name {
-    /// `:status`.
-    Status,
+    /// That of a pseudo-header field.
+    Pseudo(Pseudo),
     /// That of a field.
     Field(HeaderName),
-    /// One that no answer may have: another pseudo-header field, capitals, or what isn't a name.
+    /// One that no message may have: an unknown pseudo-header field, capitals, or what isn't a name.
     Wrong,
+}
+
+/// The pseudo-header fields (RFC 9113, section 8.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pseudo {
+    Status,
+    Method,
+    Scheme,
+    Authority,
+    Path,
+}
+
+impl Pseudo {
+    fn parse(name: &[u8]) -> Option<Self> {
+        Some(match name {
+            b":status" => Self::Status,
+            b":method" => Self::Method,
+            b":scheme" => Self::Scheme,
+            b":authority" => Self::Authority,
+            b":path" => Self::Path,
+            _ => return None,
+        })
+    }
 }
 
 /// A field. What is wrong with it is known, and still it has its place in the table.
@@ -46,8 +69,8 @@ static STATIC_FIELDS: LazyLock<[Field; 61]> =
     LazyLock::new(|| STATIC.map(|(name, value)| Field::new(parse(name.as_bytes()), name.len(), value.into())));
 
 fn parse(name: &[u8]) -> Name {
-    if name == b":status" {
-        return Name::Status;
+    if let Some(pseudo) = Pseudo::parse(name) {
+        return Name::Pseudo(pseudo);
     }
     HeaderName::from_lowercase(name).map_or(Name::Wrong, Name::Field)
 }
@@ -167,7 +190,7 @@ mod tests {
         let mut fields = Vec::new();
         decoder.decode(block, |field| {
             let name = match &field.name {
-                Name::Status => ":status".to_owned(),
+                Name::Pseudo(pseudo) => format!("{pseudo:?}"),
                 Name::Field(name) => name.to_string(),
                 Name::Wrong => "wrong".to_owned(),
             };
@@ -183,6 +206,19 @@ mod tests {
             .chunks(2)
             .map(|pair| u8::try_from(pair[0] * 16 + pair[1]).unwrap())
             .collect()
+    }
+
+    #[test]
+    fn a_requests_fields_are_known_by_their_names() {
+        // RFC 7541, appendix C.3.1.
+        let block = hex("8286 8441 0f77 7777 2e65 7861 6d70 6c65 2e63 6f6d");
+        let expected = [
+            ("Method", "GET"),
+            ("Scheme", "http"),
+            ("Path", "/"),
+            ("Authority", "www.example.com"),
+        ];
+        assert_eq!(decode(&mut Decoder::new(), &block), Ok(pairs(&expected)));
     }
 
     fn pairs(fields: &[(&str, &str)]) -> Fields {
@@ -212,10 +248,10 @@ mod tests {
         let mut decoder = Decoder::new();
         decoder.limit = 256;
         let first = decode(&mut decoder, &hex(blocks[0])).unwrap();
-        assert_eq!(first, pairs(&[(":status", "302"), PRIVATE, DATE, LOCATION]));
+        assert_eq!(first, pairs(&[("Status", "302"), PRIVATE, DATE, LOCATION]));
         assert_eq!(decoder.size, 222);
         let second = decode(&mut decoder, &hex(blocks[1])).unwrap();
-        assert_eq!(second, pairs(&[(":status", "307"), PRIVATE, DATE, LOCATION]));
+        assert_eq!(second, pairs(&[("Status", "307"), PRIVATE, DATE, LOCATION]));
         assert_eq!(decoder.size, 222);
     }
 
@@ -230,11 +266,11 @@ mod tests {
     }
 
     #[rstest]
-    #[case::request_field(&[0x82], &[("wrong", "GET")])]
+    #[case::unknown_pseudo(b"\x00\x02:a\x01b", &[("wrong", "b")])]
     #[case::capitals(b"\x00\x01A\x01b", &[("wrong", "b")])]
     #[case::value(b"\x00\x01a\x01\n", &[("a", "wrong")])]
     #[case::never_kept(b"\x10\x01a\x01b", &[("a", "b")])]
-    fn what_no_answer_may_have_is_known(#[case] block: &[u8], #[case] expected: &[(&str, &str)]) {
+    fn what_no_message_may_have_is_known(#[case] block: &[u8], #[case] expected: &[(&str, &str)]) {
         assert_eq!(decode(&mut Decoder::new(), block), Ok(pairs(expected)));
     }
 

@@ -3,7 +3,7 @@
 use std::{borrow::Borrow, collections::VecDeque};
 
 use bytes::{BufMut, BytesMut};
-use http::{HeaderName, HeaderValue, Method, header};
+use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 
 use super::{DYNAMIC, ENTRY, STATIC, TABLE, put_number};
 
@@ -11,6 +11,17 @@ const GET: usize = 2;
 const POST: usize = 3;
 const PATH: usize = 4;
 const SCHEME_HTTPS: usize = 7;
+const STATUS: usize = 8;
+/// Those that have a place from the start.
+const STATUSES: [StatusCode; 7] = [
+    StatusCode::OK,
+    StatusCode::NO_CONTENT,
+    StatusCode::PARTIAL_CONTENT,
+    StatusCode::NOT_MODIFIED,
+    StatusCode::BAD_REQUEST,
+    StatusCode::NOT_FOUND,
+    StatusCode::INTERNAL_SERVER_ERROR,
+];
 
 /// Fields that differ from request to request: in the table they would take the place of those that don't.
 const DIFFER: [HeaderName; 14] = [
@@ -104,12 +115,7 @@ impl Encoder {
         path: &str,
         fields: impl Iterator<Item = (&'h HeaderName, &'h HeaderValue)>,
     ) {
-        if let Some(least) = self.told.take() {
-            if least < self.limit {
-                put_number(out, 0x20, 5, least);
-            }
-            put_number(out, 0x20, 5, self.limit);
-        }
+        self.tell_size(out);
         match *method {
             Method::GET => put_number(out, 0x80, 7, GET),
             Method::POST => put_number(out, 0x80, 7, POST),
@@ -128,6 +134,38 @@ impl Encoder {
             put_number(out, 0, 4, PATH);
             put_string(out, path.as_bytes());
         }
+        self.put_fields(out, fields);
+    }
+
+    /// Writes the head of an answer, or, without a status, what follows its body. Fields that are a connection's are passed over.
+    pub(crate) fn encode_answer<'h>(
+        &mut self,
+        out: &mut BytesMut,
+        status: Option<StatusCode>,
+        fields: impl Iterator<Item = (&'h HeaderName, &'h HeaderValue)>,
+    ) {
+        self.tell_size(out);
+        if let Some(status) = status {
+            if let Some(place) = STATUSES.iter().position(|known| *known == status) {
+                put_number(out, 0x80, 7, STATUS + place);
+            } else {
+                put_number(out, 0, 4, STATUS);
+                put_string(out, status.as_str().as_bytes());
+            }
+        }
+        self.put_fields(out, fields);
+    }
+
+    fn tell_size(&mut self, out: &mut BytesMut) {
+        if let Some(least) = self.told.take() {
+            if least < self.limit {
+                put_number(out, 0x20, 5, least);
+            }
+            put_number(out, 0x20, 5, self.limit);
+        }
+    }
+
+    fn put_fields<'h>(&mut self, out: &mut BytesMut, fields: impl Iterator<Item = (&'h HeaderName, &'h HeaderValue)>) {
         for (name, value) in fields {
             if DIFFER.contains(name) {
                 put_literal(out, 0, 4, name.as_str(), value);

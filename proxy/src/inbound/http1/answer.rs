@@ -119,11 +119,11 @@ pub(super) fn switch(headers: &HeaderMap) -> Vec<u8> {
 }
 
 /// RFC 9110, section 6.4.1.
-fn has_none(status: StatusCode) -> bool {
+pub(crate) fn has_none(status: StatusCode) -> bool {
     status.is_informational() || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
 }
 
-fn declared(headers: &HeaderMap) -> Result<Option<u64>, Malformed> {
+pub(crate) fn declared(headers: &HeaderMap) -> Result<Option<u64>, Malformed> {
     let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
     let Some(length) = lengths.next() else {
         return Ok(None);
@@ -176,7 +176,7 @@ fn end(head: &mut Vec<u8>, headers: &HeaderMap) {
 }
 
 /// The time, which each thread puts into words once a second.
-fn date() -> Option<[u8; DATE]> {
+pub(crate) fn date() -> Option<[u8; DATE]> {
     thread_local!(static LAST: Cell<(u64, [u8; DATE])> = const { Cell::new((0, [0; DATE])) });
     let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_secs();
     let (second, text) = LAST.get();

@@ -57,6 +57,14 @@ pub(crate) struct Verdict {
 }
 
 impl Verdict {
+    /// What is known of the request.
+    pub(super) fn request(&self) -> http::Request<()> {
+        let mut request = http::Request::new(());
+        request.method_mut().clone_from(&self.method);
+        request.uri_mut().clone_from(&self.target);
+        request
+    }
+
     /// On a head, or the beginning of one.
     pub(super) fn on(head: &[u8], refusal: Refusal) -> Self {
         let mut request = Request::new(&mut []);

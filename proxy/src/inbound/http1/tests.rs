@@ -8,7 +8,9 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderValue, Method};
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response};
+use http_body::Body;
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
@@ -16,7 +18,7 @@ use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
 use super::*;
-use crate::status::Refusal;
+use crate::{body::client::ClientBody, status::Refusal};
 
 const OURS: &str = "x-ours";
 
@@ -65,11 +67,11 @@ impl Service for Remembers {
         ours(Full::new(said.into()))
     }
 
-    fn refuse(&self, verdict: &Verdict) -> Response<Any> {
-        let refused = (verdict.refusal, verdict.method.clone(), verdict.target.to_string());
+    fn refuse(&self, refused: &Request<()>, refusal: Refusal) -> Response<Any> {
+        let refused = (refusal, refused.method().clone(), refused.uri().to_string());
         self.refused.lock().unwrap().push(refused);
         let mut answer = ours(Full::new("refused".into()));
-        *answer.status_mut() = verdict.refusal.code();
+        *answer.status_mut() = refusal.code();
         answer
     }
 }

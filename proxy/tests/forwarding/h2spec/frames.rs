@@ -57,7 +57,7 @@ pub(super) fn cases() -> Vec<Case> {
                 [0xff, 0xff, 0xff, 0xff, 0xff, 0xff],
             )],
             0,
-            "GOAWAY PROTOCOL_ERROR",
+            "GOAWAY COMPRESSION_ERROR",
             0,
         ),
         (
@@ -106,14 +106,14 @@ pub(super) fn cases() -> Vec<Case> {
             "5.1 DATA on a half-closed stream",
             vec![get(1), frame(DATA, END_STREAM, 1, b"x")],
             1,
-            "GOAWAY PROTOCOL_ERROR",
+            "stream reset, STREAM_CLOSED",
             0,
         ),
         (
             "5.1 HEADERS on a half-closed stream",
             vec![get(1), get(1)],
             1,
-            "GOAWAY PROTOCOL_ERROR",
+            "stream reset, STREAM_CLOSED",
             0,
         ),
         (
@@ -146,8 +146,8 @@ pub(super) fn cases() -> Vec<Case> {
                 [&[0, 0, 0, 1, 15][..], &hpack(&GET)].concat(),
             )],
             1,
-            "stream reset, PROTOCOL_ERROR",
-            0,
+            "200",
+            1,
         ),
         (
             "6.1 DATA on stream 0",
@@ -189,14 +189,14 @@ pub(super) fn cases() -> Vec<Case> {
             "6.4 RST_STREAM of 3 bytes",
             vec![post(1), frame(RST_STREAM, 0, 1, [0; 3])],
             0,
-            "GOAWAY PROTOCOL_ERROR",
+            "GOAWAY FRAME_SIZE_ERROR",
             0,
         ),
         (
             "6.5 SETTINGS with ACK and a payload",
             vec![frame(SETTINGS, ACK, 0, [0; 6])],
             0,
-            "GOAWAY PROTOCOL_ERROR",
+            "GOAWAY FRAME_SIZE_ERROR",
             0,
         ),
         (
@@ -210,7 +210,7 @@ pub(super) fn cases() -> Vec<Case> {
             "6.5 SETTINGS of 5 bytes",
             vec![frame(SETTINGS, 0, 0, [0; 5])],
             0,
-            "GOAWAY PROTOCOL_ERROR",
+            "GOAWAY FRAME_SIZE_ERROR",
             0,
         ),
         (
@@ -224,7 +224,7 @@ pub(super) fn cases() -> Vec<Case> {
             "6.5.2 SETTINGS_INITIAL_WINDOW_SIZE over 2^31-1",
             vec![setting(4, 1 << 31)],
             0,
-            "GOAWAY PROTOCOL_ERROR",
+            "GOAWAY FLOW_CONTROL_ERROR",
             0,
         ),
         (
@@ -265,7 +265,7 @@ pub(super) fn cases() -> Vec<Case> {
             "6.7 PING of 6 bytes",
             vec![frame(PING, 0, 0, [0; 6])],
             0,
-            "GOAWAY PROTOCOL_ERROR",
+            "GOAWAY FRAME_SIZE_ERROR",
             0,
         ),
         (
@@ -293,14 +293,14 @@ pub(super) fn cases() -> Vec<Case> {
             "6.9 WINDOW_UPDATE by 0 on a stream",
             vec![post(1), window(1, 0)],
             1,
-            "GOAWAY PROTOCOL_ERROR",
+            "stream reset, PROTOCOL_ERROR",
             0,
         ),
         (
             "6.9 WINDOW_UPDATE of 3 bytes",
             vec![frame(WINDOW_UPDATE, 0, 0, [0; 3])],
             0,
-            "GOAWAY PROTOCOL_ERROR",
+            "GOAWAY FRAME_SIZE_ERROR",
             0,
         ),
         (

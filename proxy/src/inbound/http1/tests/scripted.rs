@@ -30,9 +30,9 @@ where
         (self.0)(request)
     }
 
-    fn refuse(&self, verdict: &Verdict) -> Response<Any> {
+    fn refuse(&self, _: &Request<()>, refusal: Refusal) -> Response<Any> {
         let mut answer = ours(Full::new(Bytes::new()));
-        *answer.status_mut() = verdict.refusal.code();
+        *answer.status_mut() = refusal.code();
         answer
     }
 }
