@@ -7,6 +7,11 @@ use http::{HeaderName, HeaderValue};
 
 use super::{DYNAMIC, ENTRY, Malformed, STATIC, TABLE, huffman, number};
 
+/// A value is remembered whose code has so many bytes.
+const LONG: usize = 128;
+/// Room for undoing code is let go of beyond this.
+const ROOM: usize = 8 * 1024;
+
 /// A field's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Name {
@@ -53,20 +58,42 @@ pub(crate) struct Field {
 }
 
 impl Field {
-    fn new(name: Name, name_length: usize, value: Vec<u8>) -> Self {
-        let size = name_length + value.len() + ENTRY;
-        let value = HeaderValue::from_maybe_shared(Bytes::from(value)).ok();
+    fn new(name: Name, name_length: usize, value: Text) -> Self {
         Self {
             name,
-            value,
-            size,
+            value: value.value,
+            size: name_length + value.length + ENTRY,
             name_length,
         }
     }
 }
 
-static STATIC_FIELDS: LazyLock<[Field; 61]> =
-    LazyLock::new(|| STATIC.map(|(name, value)| Field::new(parse(name.as_bytes()), name.len(), value.into())));
+/// A value, as far as it is one, and how long it is.
+#[derive(Debug, Clone)]
+struct Text {
+    value: Option<HeaderValue>,
+    length: usize,
+}
+
+impl Text {
+    fn new(text: &[u8]) -> Self {
+        Self {
+            value: HeaderValue::from_maybe_shared(Bytes::copy_from_slice(text)).ok(),
+            length: text.len(),
+        }
+    }
+}
+
+/// A value that came in code.
+#[derive(Debug)]
+struct Known {
+    code: Box<[u8]>,
+    value: Text,
+}
+
+static STATIC_FIELDS: LazyLock<[Field; 61]> = LazyLock::new(|| {
+    STATIC.map(|(name, value)| Field::new(parse(name.as_bytes()), name.len(), Text::new(value.as_bytes())))
+});
 
 fn parse(name: &[u8]) -> Name {
     if let Some(pseudo) = Pseudo::parse(name) {
@@ -83,6 +110,11 @@ pub(crate) struct Decoder {
     size: usize,
     /// As the peer has set it; at most [`TABLE`].
     limit: usize,
+    /// The last long value that came in code: a bearer token that its sender keeps in no table comes with every request, and to
+    /// undo its code takes longer than all else that is done with it.
+    known: Option<Known>,
+    /// Room to undo a code in.
+    room: Vec<u8>,
 }
 
 impl Decoder {
@@ -91,6 +123,8 @@ impl Decoder {
             table: VecDeque::new(),
             size: 0,
             limit: TABLE,
+            known: None,
+            room: Vec::new(),
         }
     }
 
@@ -122,6 +156,9 @@ impl Decoder {
             }
             sizes_may_come = false;
         }
+        if self.room.capacity() > ROOM {
+            self.room = Vec::new();
+        }
         Ok(())
     }
 
@@ -133,18 +170,45 @@ impl Decoder {
         Ok(&STATIC_FIELDS[place])
     }
 
-    fn literal(&self, block: &mut &[u8], prefix: u8) -> Result<Field, Malformed> {
+    fn literal(&mut self, block: &mut &[u8], prefix: u8) -> Result<Field, Malformed> {
         let (name, name_length) = match number(block, prefix)? {
             0 => {
-                let name = string(block)?;
-                (parse(&name), name.len())
+                let (text, is_coded) = raw(block)?;
+                let name = if is_coded { self.undo(text)? } else { text };
+                (parse(name), name.len())
             }
             index => {
                 let field = self.field(index)?;
                 (field.name.clone(), field.name_length)
             }
         };
-        Ok(Field::new(name, name_length, string(block)?))
+        Ok(Field::new(name, name_length, self.value(block)?))
+    }
+
+    fn value(&mut self, block: &mut &[u8]) -> Result<Text, Malformed> {
+        let (code, is_coded) = raw(block)?;
+        if !is_coded {
+            return Ok(Text::new(code));
+        }
+        if let Some(known) = &self.known
+            && *known.code == *code
+        {
+            return Ok(known.value.clone());
+        }
+        let value = Text::new(self.undo(code)?);
+        if code.len() >= LONG {
+            self.known = Some(Known {
+                code: code.into(),
+                value: value.clone(),
+            });
+        }
+        Ok(value)
+    }
+
+    fn undo(&mut self, code: &[u8]) -> Result<&[u8], Malformed> {
+        self.room.clear();
+        huffman::decode(code, &mut self.room)?;
+        Ok(&self.room)
     }
 
     fn add(&mut self, field: Field) {
@@ -165,17 +229,13 @@ impl Decoder {
     }
 }
 
-fn string(block: &mut &[u8]) -> Result<Vec<u8>, Malformed> {
+/// Takes a string off as it is, and says whether that is in code.
+fn raw<'b>(block: &mut &'b [u8]) -> Result<(&'b [u8], bool), Malformed> {
     let is_coded = block.first().is_some_and(|byte| byte & 0x80 != 0);
     let length = number(block, 7)?;
     let (text, rest) = block.split_at_checked(length).ok_or(Malformed::Short)?;
     *block = rest;
-    if !is_coded {
-        return Ok(text.to_vec());
-    }
-    let mut out = Vec::new();
-    huffman::decode(text, &mut out)?;
-    Ok(out)
+    Ok((text, is_coded))
 }
 
 #[cfg(test)]
@@ -284,6 +344,34 @@ mod tests {
         large.resize(large.len() + TABLE, b'x');
         decode(&mut decoder, &large).unwrap();
         assert_eq!((decoder.size, decoder.table.len()), (0, 0));
+    }
+
+    /// RFC 7541, section 7.1.3: what is never kept isn't, and its code is undone once.
+    #[test]
+    fn a_token_in_code_is_read_each_time_and_kept_in_no_table() {
+        let mut decoder = Decoder::new();
+        // `a` has five bits, all of them set but two.
+        let block = |code: &[u8]| {
+            let mut block = vec![0x1f, 0x08];
+            super::super::put_number(&mut block, 0x80, 7, code.len());
+            block.extend(code);
+            block
+        };
+        // Eight times `a` are forty bits.
+        let code: Vec<u8> = [0x18, 0xc6, 0x31, 0x8c, 0x63].repeat(40);
+        let token = "a".repeat(8 * 40);
+        for _ in 0..2 {
+            let fields = decode(&mut decoder, &block(&code));
+            assert_eq!(fields, Ok(pairs(&[("authorization", &token)])));
+            assert_eq!((decoder.table.len(), decoder.size), (0, 0));
+        }
+        let shorter = decode(&mut decoder, &block(&code[..code.len() - 5]));
+        assert_eq!(shorter, Ok(pairs(&[("authorization", &token[8..])])));
+        // A code that begins like a known one and goes wrong is wrong.
+        let mut wrong = code.clone();
+        wrong[199] = 0xff;
+        wrong.extend([0xff; 4]);
+        assert_eq!(decode(&mut decoder, &block(&wrong)), Err(Malformed::Huffman));
     }
 
     #[test]
