@@ -15,6 +15,7 @@ pub mod clock;
 pub mod environment;
 pub mod files;
 pub mod pod;
+pub mod told;
 
 // A pod's connect, in the kernel, and the listener that it is turned to.
 pub mod kernel;

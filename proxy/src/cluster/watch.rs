@@ -22,6 +22,7 @@ use super::ObjectKey;
 use crate::{
     backoff,
     metrics::{Metrics, Watched},
+    told,
 };
 
 /// The agents of a cluster that starts as a whole spread their first lists over so long. Short: pods wait. What is
@@ -133,7 +134,7 @@ pub fn follow<T: Clone + Send + Sync + 'static>(
                 None => return,
                 Some(Err(error)) => {
                     health.failed();
-                    let text: Arc<str> = Arc::from(explain(&error));
+                    let text: Arc<str> = Arc::from(told::once(&error));
                     if complained.is_none_or(|at: Instant| at.elapsed() >= COMPLAIN) {
                         complained = Some(Instant::now());
                         tracing::warn!(watch = query.what.name(), namespace = query.namespace, error = %text,
@@ -213,20 +214,6 @@ fn key(object: &DynamicObject) -> ObjectKey {
         namespace: object.metadata.namespace.clone().unwrap_or_default(),
         name: object.metadata.name.clone().unwrap_or_default(),
     }
-}
-
-/// The error with its causes, which kube's own text leaves out.
-fn explain(error: &watcher::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(next) = cause {
-        let said = next.to_string();
-        if !text.contains(&said) {
-            text = format!("{text}: {said}");
-        }
-        cause = next.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -58,6 +58,17 @@ const OBJECT_REFERENCE: Kind = Kind::Message(&[
     (3, "name", Kind::Text),
     (4, "uid", Kind::Text),
 ]);
+const SUBJECT: Kind = Kind::Message(&[
+    (1, "kind", Kind::Text),
+    (2, "apiGroup", Kind::Text),
+    (3, "name", Kind::Text),
+    (4, "namespace", Kind::Text),
+]);
+const ROLE_REFERENCE: Kind = Kind::Message(&[
+    (1, "apiGroup", Kind::Text),
+    (2, "kind", Kind::Text),
+    (3, "name", Kind::Text),
+]);
 const PATH_ATTRIBUTES: Kind = Kind::Message(&[(1, "path", Kind::Text), (2, "verb", Kind::Text)]);
 
 fn fields(kind: &str) -> Option<Fields> {
@@ -73,6 +84,11 @@ fn fields(kind: &str) -> Option<Fields> {
             (2, "data", Kind::MapOf(&Kind::Bytes)),
             (3, "type", Kind::Text),
             (4, "stringData", TEXT_MAP),
+        ],
+        "RoleBinding" | "ClusterRoleBinding" => &[
+            (1, "metadata", METADATA),
+            (2, "subjects", Kind::List(&SUBJECT)),
+            (3, "roleRef", ROLE_REFERENCE),
         ],
         // As `kubectl certificate approve` sends it: of the spec, only what a change must leave as it is.
         "CertificateSigningRequest" => &[

@@ -90,6 +90,22 @@ const fn review(group: &'static str, plural: &'static str, singular: &'static st
     }
 }
 
+/// Kept, and acted on by nobody: admission is changed by none of them here.
+const fn admission(plural: &'static str, singular: &'static str, kind: &'static str) -> Resource {
+    Resource {
+        group: "admissionregistration.k8s.io",
+        ..core(plural, singular, kind, &[], false)
+    }
+}
+
+/// Kept, and acted on by nobody: who may do what is in the rules file.
+const fn rbac(plural: &'static str, singular: &'static str, kind: &'static str, namespaced: bool) -> Resource {
+    Resource {
+        group: "rbac.authorization.k8s.io",
+        ..core(plural, singular, kind, &[], namespaced)
+    }
+}
+
 /// All but custom ones, each group's together.
 pub(crate) static RESOURCES: &[Resource] = &[
     core("configmaps", "configmap", "ConfigMap", &["cm"], true),
@@ -139,6 +155,16 @@ pub(crate) static RESOURCES: &[Resource] = &[
         ..core("serviceaccounts", "serviceaccount", "ServiceAccount", &["sa"], true)
     },
     core("services", "service", "Service", &["svc"], true),
+    admission(
+        "mutatingadmissionpolicies",
+        "mutatingadmissionpolicy",
+        "MutatingAdmissionPolicy",
+    ),
+    admission(
+        "mutatingadmissionpolicybindings",
+        "mutatingadmissionpolicybinding",
+        "MutatingAdmissionPolicyBinding",
+    ),
     Resource {
         group: "apiextensions.k8s.io",
         subresources: &[STATUS],
@@ -149,6 +175,11 @@ pub(crate) static RESOURCES: &[Resource] = &[
             &["crd", "crds"],
             false,
         )
+    },
+    Resource {
+        group: "apps",
+        subresources: &[STATUS],
+        ..core("daemonsets", "daemonset", "DaemonSet", &["ds"], true)
     },
     Resource {
         group: "apps",
@@ -204,6 +235,10 @@ pub(crate) static RESOURCES: &[Resource] = &[
         group: "events.k8s.io",
         ..core("events", "event", "Event", &["ev"], true)
     },
+    rbac("clusterroles", "clusterrole", "ClusterRole", false),
+    rbac("clusterrolebindings", "clusterrolebinding", "ClusterRoleBinding", false),
+    rbac("roles", "role", "Role", true),
+    rbac("rolebindings", "rolebinding", "RoleBinding", true),
 ];
 
 impl Resource {
@@ -230,7 +265,11 @@ impl Resource {
 
     /// Whether `metadata.generation` counts the changes of its spec.
     pub(crate) fn has_generation(&self) -> bool {
-        self.custom.is_some() || matches!(self.plural, "pods" | "deployments" | "customresourcedefinitions")
+        self.custom.is_some()
+            || matches!(
+                self.plural,
+                "pods" | "daemonsets" | "deployments" | "customresourcedefinitions"
+            )
     }
 
     /// Whether an update may leave out the version that it is made of.

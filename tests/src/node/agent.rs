@@ -61,6 +61,7 @@ pub struct AgentOptions {
     node_name: String,
     log_level: String,
     env: BTreeMap<String, String>,
+    token: Option<String>,
     ca_file: Option<PathBuf>,
     audit_log: Option<PathBuf>,
     executable: Option<PathBuf>,
@@ -83,6 +84,7 @@ impl Default for AgentOptions {
             node_name: NODE_NAME.to_owned(),
             log_level: "trace".to_owned(),
             env: env.map(|(name, value)| (name.to_owned(), value)).into(),
+            token: None,
             ca_file: None,
             audit_log: None,
             executable: None,
@@ -154,6 +156,13 @@ impl AgentOptions {
     #[must_use]
     pub fn without_env(mut self, name: &str) -> Self {
         self.env.remove(name);
+        self
+    }
+
+    /// Its own token, in place of that of the scene's account.
+    #[must_use]
+    pub fn token(mut self, token: &str) -> Self {
+        self.token = Some(token.to_owned());
         self
     }
 
@@ -255,7 +264,9 @@ impl Agent {
     pub fn launch(node: &Node, options: AgentOptions) -> Result<Self> {
         let files = files(node, &options);
         fs::create_dir_all(&files).with_context(|| format!("making {}", files.display()))?;
-        if !files.join("token").exists() {
+        if let Some(token) = &options.token {
+            fs::write(files.join("token"), token)?;
+        } else if !files.join("token").exists() {
             fs::write(files.join("token"), &node.accounts().agent.token)?;
         }
         if !files.join("tls.crt").exists() {
@@ -410,6 +421,13 @@ impl Agent {
     pub fn log(&self) -> String {
         fs::read(files(&self.node, &self.options).join("log"))
             .map_or_else(|_| String::new(), |log| String::from_utf8_lossy(&log).into_owned())
+    }
+
+    /// What it has written to its standard output in a cluster, and its standard error: the audit log, and the log.
+    #[must_use]
+    pub fn files(&self) -> [PathBuf; 2] {
+        let log = files(&self.node, &self.options).join("log");
+        [audit_log(&self.node, &self.options), log]
     }
 
     /// Its audit log so far.

@@ -214,6 +214,21 @@ impl Command {
         variables.chain(words).collect::<Vec<_>>().join(" ")
     }
 
+    /// A script that runs it where it would run itself, with the script's own arguments behind its own.
+    #[must_use]
+    pub fn script(&self) -> String {
+        let quoted = |word: &OsStr| format!("'{}'", word.to_string_lossy().replace('\'', r"'\''"));
+        let command = self.build_blocking();
+        let variables = command.get_envs().filter_map(|(name, value)| Some((name, value?)));
+        let variables = variables.map(|(name, value)| format!("{}={}", name.to_string_lossy(), quoted(value)));
+        let words = std::iter::once(command.get_program())
+            .chain(command.get_args())
+            .map(quoted);
+        let line: Vec<String> = variables.chain(words).collect();
+        let home = quoted(self.place.home.as_os_str());
+        format!("#!/bin/sh\ncd {home} && exec env -i {} \"$@\"\n", line.join(" "))
+    }
+
     fn shown(&self) -> String {
         let words = std::iter::once(self.program.as_os_str()).chain(self.arguments.iter().map(OsString::as_os_str));
         words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ")

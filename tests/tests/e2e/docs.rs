@@ -1,106 +1,40 @@
-//! The commands in the pages. Every ```` ```console ```` block stands below a line that says what is done with it:
+//! The commands in the pages. Every ```` ```console ```` block stands below a line that says what is done with it, which a
+//! reader of the page doesn't see:
 //!
 //! - `<!-- console: run -->`: its commands are run, in the pages' order, by an administrator of a cluster of the test API
-//!   server's; what stands below a command is what it prints.
+//!   server's, without an agent.
+//! - `<!-- console: run on a node -->`: by a node's root, who is the cluster's administrator as well. Understudy is there, as
+//!   deploy/examples/support installs it, and so are the session and the pod of docs/examples/alice.yaml: kernel programs,
+//!   agent and redirect are real. `run on a bare node`: likewise, and nothing is there yet.
+//! - `<!-- console: run in the pod -->`: in that pod.
 //! - `<!-- console: syntax; REASON -->`: they take what a test can't have. The shell has to understand them, and kubectl and
 //!   the agent their arguments.
 //!
-//! Such a line holds until the next one.
+//! Those that are run may say `, and fails` behind it, or `, until it has printed that` of what is ended by ^C. What stands below
+//! a command is what it prints; `…` stands for [what changes](prints). The commands of a page are run in its order, on a node of
+//! the page's own; the runbooks share one. Such a line holds until the next one.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+mod desk;
+mod kubelet;
+mod links;
+mod page;
+mod prints;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use std::{fmt::Write as _, fs, process::Command};
+
+use anyhow::{Context as _, Result, ensure};
+use rstest::rstest;
 use understudy_tests::node::{ApiServer, Node, TestServerOptions, binaries};
 
+use self::{
+    desk::Desk,
+    page::{Mark, Place, Typed, all, root},
+};
+
 /// Programs that a page may use, and that aren't looked into.
-const OTHERS: &str = "cargo kind docker helm ctr skopeo curl grep kill pgrep jq asciinema";
-
-/// A command as a page has it.
-#[derive(Debug, PartialEq, Eq)]
-struct Typed {
-    /// The page, and the line in it.
-    at: String,
-    command: String,
-    /// What the page says that it prints; empty where it says nothing.
-    prints: String,
-    runs: bool,
-}
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
-
-fn pages() -> Result<Vec<PathBuf>> {
-    let mut pages = vec![root().join("README.md"), root().join("SECURITY.md")];
-    let mut rest = vec![root().join("docs")];
-    while let Some(directory) = rest.pop() {
-        for entry in fs::read_dir(&directory)? {
-            let path = entry?.path();
-            if path.is_dir() {
-                rest.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "md") {
-                pages.push(path);
-            }
-        }
-    }
-    pages.sort();
-    Ok(pages)
-}
-
-fn typed(page: &str, text: &str) -> Result<Vec<Typed>> {
-    let mut commands: Vec<Typed> = Vec::new();
-    let mut runs = None;
-    let mut inside = false;
-    for (line, number) in text.lines().zip(1..) {
-        let at = format!("{page}:{number}");
-        if let Some(says) = line.strip_prefix("<!-- console: ") {
-            let says = says.strip_suffix(" -->").with_context(|| format!("{at}: no end"))?;
-            runs = Some(match says.split_once("; ") {
-                None if says == "run" => true,
-                Some(("syntax", reason)) if !reason.is_empty() => false,
-                _ => bail!("{at}: `{says}` is neither `run` nor `syntax; REASON`"),
-            });
-        } else if inside && line == "```" {
-            inside = false;
-        } else if line == "```console" {
-            inside = true;
-            ensure!(runs.is_some(), "{at}: no line above says what a test does with it");
-        } else if inside && let Some(command) = line.strip_prefix("$ ") {
-            commands.push(Typed {
-                at,
-                command: command.to_owned(),
-                prints: String::new(),
-                runs: runs == Some(true),
-            });
-        } else if inside {
-            let last = commands
-                .last_mut()
-                .with_context(|| format!("{at}: no command before it"))?;
-            if last.command.ends_with('\\') {
-                last.command.truncate(last.command.len() - 1);
-                last.command.push_str(line.trim_start());
-            } else {
-                last.prints.push_str(line);
-                last.prints.push('\n');
-            }
-        }
-    }
-    ensure!(!inside, "{page}: a block has no end");
-    Ok(commands)
-}
-
-fn all() -> Result<Vec<Typed>> {
-    let mut all = Vec::new();
-    for path in pages()? {
-        let name = path.strip_prefix(root()).unwrap_or(&path).display().to_string();
-        all.extend(typed(&name, &fs::read_to_string(&path)?)?);
-    }
-    Ok(all)
-}
+const OTHERS: &str = "cargo kind docker helm ctr skopeo curl grep kill pgrep jq asciinema install ln mkdir age-keygen";
+/// How many of the pages' commands are run at least, of a hundred.
+const RUN_AT_LEAST: usize = 80;
 
 /// Has bash read the command, with functions in place of programs: those of kubectl and the agent ask the program itself
 /// whether it knows such arguments.
@@ -112,18 +46,21 @@ asked() {
     while (($#)) && [[ $1 != -- ]]; do words+=("$1"); shift; done
     "$program" "${words[@]}" --help >/dev/null </dev/null
 }
-kubectl() { asked "$UNDERSTUDY_KUBECTL" "$@"; }
+kubectl() {
+    if [[ $1 == understudy ]]; then shift; understudy "$@"; else asked "$UNDERSTUDY_KUBECTL" "$@"; fi
+}
 understudy() { asked "$UNDERSTUDY_BIN" "$@"; }
 for other in $OTHERS; do eval "$other() { :; }"; done
 "#;
-    // What a command writes to goes with it.
-    let directory = tempfile::tempdir()?;
+    // What a command's own shell would write, it writes there.
+    let home = tempfile::tempdir()?;
+    fs::create_dir_all(home.path().join(".local/share/bash-completion/completions"))?;
     let output = Command::new("/bin/bash")
-        .current_dir(&directory)
         .arg("-c")
-        .arg(format!("set -euo pipefail\n{FUNCTIONS}\n{command}\n"))
+        .arg(format!("set -euo pipefail\ncd ~\n{FUNCTIONS}\n{command}\n"))
         .env_clear()
         .env("PATH", "/nowhere")
+        .env("HOME", home.path())
         .env("OTHERS", OTHERS)
         .env("UNDERSTUDY_KUBECTL", binaries::kubectl()?)
         .env("UNDERSTUDY_BIN", binaries::understudy()?)
@@ -135,9 +72,12 @@ for other in $OTHERS; do eval "$other() { :; }"; done
 #[test]
 fn every_command_of_the_pages_is_understood() -> Result<()> {
     let all = all()?;
-    assert!(all.len() > 30, "the pages have lost their commands");
+    assert!(all.len() > 100, "the pages have lost their commands");
     for typed in &all {
-        check(&typed.command).with_context(|| format!("{}: `{}`", typed.at, typed.command))?;
+        // Those that are run show it themselves.
+        if typed.mark == Mark::Syntax {
+            check(&typed.command).with_context(|| format!("{}: `{}`", typed.at, typed.command))?;
+        }
         for word in typed.command.split_whitespace() {
             let is_ours = word.starts_with("deploy/") || word.starts_with("docs/");
             ensure!(
@@ -147,6 +87,55 @@ fn every_command_of_the_pages_is_understood() -> Result<()> {
             );
         }
     }
+    Ok(())
+}
+
+#[test]
+fn most_commands_of_the_pages_are_run() -> Result<()> {
+    let all = all()?;
+    let run = all.iter().filter(|typed| typed.mark != Mark::Syntax).count();
+    let least = all.len() * RUN_AT_LEAST / 100;
+    assert!(run >= least, "{run} of {} are run, and {least} were to be", all.len());
+    let source = include_str!("docs.rs");
+    for typed in all.iter().filter(|typed| typed.takes_node()) {
+        let world = typed.world();
+        assert!(source.contains(&format!("(\"{world}\")]")), "no test runs {world}");
+    }
+    Ok(())
+}
+
+#[rstest]
+#[case::readme("README.md")]
+#[case::installation("docs/installation.md")]
+#[case::operations("docs/operations.md")]
+#[case::quickstart("docs/quickstart.md")]
+#[case::recording("docs/recording.md")]
+#[case::runbooks("docs/runbooks")]
+#[case::sessions("docs/sessions.md")]
+#[case::tools("docs/tools.md")]
+#[case::troubleshooting("docs/troubleshooting.md")]
+#[tokio::test]
+async fn what_the_pages_say_runs_on_a_node_and_prints_that(#[case] world: &str) -> Result<()> {
+    let commands: Vec<Typed> = all()?
+        .into_iter()
+        .filter(|typed| typed.world() == world && typed.takes_node())
+        .collect();
+    ensure!(!commands.is_empty(), "{world} has nothing to run on a node any more");
+    let is_bare = commands
+        .iter()
+        .any(|typed| matches!(typed.mark, Mark::Run(Place::BareNode, _)));
+    let mut desk = if is_bare {
+        Desk::bare().await?
+    } else {
+        Desk::installed().await?
+    };
+    let mut wrong = String::new();
+    for typed in &commands {
+        if let Err(error) = desk.run(typed).await {
+            let _ = writeln!(wrong, "{}: `{}`: {error:#}\n", typed.at, typed.command);
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
     Ok(())
 }
 
@@ -161,7 +150,8 @@ async fn what_the_pages_say_is_run_runs_and_prints_that() -> Result<()> {
     // kubectl's way to the cluster is what `admin` gives it.
     let kubeconfig = api.kubeconfig()?;
     let mut run = 0;
-    let mut commands: Vec<Typed> = all()?.into_iter().filter(|typed| typed.runs).collect();
+    let is_run = |typed: &Typed| matches!(typed.mark, Mark::Run(Place::Cluster, _));
+    let mut commands: Vec<Typed> = all()?.into_iter().filter(is_run).collect();
     // The definition of the resource comes first, whichever page it is in.
     commands.sort_by_key(|typed| !typed.command.starts_with("understudy crd"));
     for typed in commands {
@@ -179,7 +169,11 @@ async fn what_the_pages_say_is_run_runs_and_prints_that() -> Result<()> {
             .await
             .with_context(|| format!("{}: `{}`", typed.at, typed.command))?;
         if !typed.prints.is_empty() {
-            assert_eq!(printed, typed.prints, "{}: `{}`", typed.at, typed.command);
+            let shown = format!(
+                "{}: `{}` says\n{}\nand prints\n{printed}",
+                typed.at, typed.command, typed.prints
+            );
+            assert!(prints::is_said(&typed.prints, &printed), "{shown}");
         }
         if typed.command.starts_with("understudy crd") {
             // Discovery follows a moment later.
@@ -188,25 +182,6 @@ async fn what_the_pages_say_is_run_runs_and_prints_that() -> Result<()> {
         run += 1;
     }
     assert!(run >= 2, "no page has anything to run any more");
-    Ok(())
-}
-
-#[test]
-fn blocks_are_read_and_none_goes_unsaid() -> Result<()> {
-    let page = "<!-- console: run -->\n\n```console\n$ a \\\n    b\nc\n$ d\n```\n<!-- console: syntax; it is far -->\n```console\n$ e\n```\n";
-    let commands = typed("p", page)?;
-    let shown: Vec<_> = commands
-        .iter()
-        .map(|typed| (&*typed.command, &*typed.prints, typed.runs))
-        .collect();
-    assert_eq!(shown, [("a b", "c\n", true), ("d", "", true), ("e", "", false)]);
-    for wrong in [
-        "```console\n$ a\n```\n",
-        "<!-- console: syntax -->\n",
-        "<!-- console: run -->\n```console\n$ a\n",
-    ] {
-        assert!(typed("p", wrong).is_err(), "{wrong}");
-    }
     Ok(())
 }
 

@@ -183,7 +183,7 @@ impl Item {
         let mut row = vec![
             of(|what| what.session.clone()),
             of(|what| what.who.clone()),
-            of(|what| format!("{} {}", what.subresource, what.target)),
+            of(|what| format!("{} {}", what.subresource, what.target).trim().to_owned()),
             of(|what| what.command.clone()),
             table::ago(began, now),
             of(|what| table::short(what.length)),

@@ -72,9 +72,12 @@ impl Head {
         self.understudy.sealed.is_some()
     }
 
-    /// The pod in which it was done, `namespace/name`.
+    /// The pod in which it was done, `namespace/name`; empty where it is sealed.
     pub(super) fn target(&self) -> String {
         let Target { namespace, pod, .. } = &self.understudy.target;
+        if pod.is_empty() {
+            return String::new();
+        }
         format!("{namespace}/{pod}")
     }
 

@@ -95,6 +95,43 @@ impl ApiServer {
         self.put_in_force(&objects).await
     }
 
+    /// Has the test program go by the roles and bindings that it keeps as objects, beside what its rules said to begin with.
+    /// It is so a moment later. A binding to a role that isn't there grants nothing.
+    ///
+    /// # Errors
+    /// It is a real server, which needs no telling; or the rules can't be written.
+    pub fn enforce(&self, objects: &[Value], beside: &Value) -> Result<()> {
+        self.control()?;
+        let is_there = |binding: &Value| {
+            let role = &binding["roleRef"];
+            objects
+                .iter()
+                .any(|object| object["kind"] == role["kind"] && object["metadata"]["name"] == role["name"])
+        };
+        let of_use = objects
+            .iter()
+            .filter(|object| object["subjects"].is_null() || is_there(object));
+        let mut all = beside.clone();
+        let rules = all["rules"].as_array_mut().context("the rules are a list")?;
+        rules.extend(as_rules(&of_use.cloned().collect::<Vec<_>>())?);
+        let path = files(&self.node).join("rules.yaml");
+        let text = all.to_string();
+        if fs::read_to_string(&path)? != text {
+            fs::write(&path, text)?;
+        }
+        Ok(())
+    }
+
+    /// The rules that the test program goes by.
+    ///
+    /// # Errors
+    /// They can't be read.
+    pub fn rules(&self) -> Result<Value> {
+        Ok(serde_json::from_slice(&fs::read(
+            files(&self.node).join("rules.yaml"),
+        )?)?)
+    }
+
     /// Takes back what [`ApiServer::grant_roles`] granted by the same manifest. It is so a moment later.
     ///
     /// # Errors
@@ -181,6 +218,8 @@ pub(super) fn as_rules(objects: &[Value]) -> Result<Vec<Value>> {
             let of = |field: &str| subject[field].as_str().unwrap_or_default();
             match of("kind") {
                 "User" => users.push(of("name").to_owned()),
+                // The test program's rules know no groups.
+                "Group" => {}
                 _ => accounts.push(format!("{}/{}", of("namespace"), of("name"))),
             }
         }
