@@ -9,6 +9,7 @@ mod operate;
 mod outfit;
 mod report;
 mod source;
+mod upload;
 
 use std::{
     io::{self, Write as _},

@@ -13,7 +13,10 @@ use crate::{
     audit::{AuditFailure, Rotation, mask::Mask},
     limits::Limits,
     pod::SessionId,
-    recording::age::Recipient,
+    recording::{
+        age::Recipient,
+        upload::destination::{Destination, Origin},
+    },
     tools::{
         Tool,
         recordings::{ExportOptions, Identities, ListOptions, PlayOptions},
@@ -182,6 +185,9 @@ pub struct AgentOptions {
     /// can read them. May be given several times.
     #[arg(long = "recording-recipient", value_name = "RECIPIENT", requires = "recordings")]
     pub recording_recipients: Vec<Recipient>,
+    /// Where recordings are brought, once they have come to their end.
+    #[command(flatten)]
+    pub upload: UploadOptions,
     /// This node's name: for the audit log and, without `--sessions`, for finding its pods.
     #[arg(
         long,
@@ -221,6 +227,56 @@ pub struct AgentOptions {
     /// How long open streams may go on after SIGTERM, in seconds.
     #[arg(long, value_name = "SECONDS", default_value = "20", value_parser = seconds)]
     pub drain_deadline: Duration,
+}
+
+/// Where recordings are brought, and as whom.
+#[derive(Debug, Args)]
+pub struct UploadOptions {
+    /// Bring each recording that has come to its end to a store as well: s3://BUCKET/PREFIX, or the https URL of a
+    /// collection on a server that takes PUT. Until it is there, it stays on the node, whatever happens.
+    #[arg(long, value_name = "URL", requires = "recordings")]
+    pub recording_upload: Option<Destination>,
+    /// Remove a recording from the node once the store has it.
+    #[arg(long, requires = "recording_upload")]
+    pub recording_upload_remove: bool,
+    /// The CA that signs the store's certificate, PEM; read again when it changes. Without it, those that this system
+    /// trusts.
+    #[arg(long, value_name = "PATH", requires = "recording_upload")]
+    pub recording_upload_ca: Option<PathBuf>,
+    /// A file with the credentials for the store; read again for each request. Lines NAME = VALUE: for S3
+    /// `aws_access_key_id`, `aws_secret_access_key` and, where there is one, `aws_session_token`; else `token`, or
+    /// `username` and `password`. Without it, S3 is asked with what the variables `AWS_*` say.
+    #[arg(
+        long,
+        value_name = "PATH",
+        requires = "recording_upload",
+        conflicts_with = "recording_upload_anonymous"
+    )]
+    pub recording_upload_credentials: Option<PathBuf>,
+    /// Ask the store without credentials.
+    #[arg(long, requires = "recording_upload")]
+    pub recording_upload_anonymous: bool,
+    /// Where an S3 store is that isn't Amazon's: its https URL, without a path.
+    #[arg(long, value_name = "URL", requires = "recording_upload")]
+    pub recording_upload_endpoint: Option<Origin>,
+    /// The bucket's region. Without it, what `AWS_REGION` or `AWS_DEFAULT_REGION` says, or us-east-1.
+    #[arg(long, value_name = "NAME", requires = "recording_upload")]
+    pub recording_upload_region: Option<String>,
+    /// Where the bucket's name stands. Without it, in the path with --recording-upload-endpoint, else in the host's name.
+    #[arg(long, value_enum, value_name = "STYLE", requires = "recording_upload")]
+    pub recording_upload_addressing: Option<Addressing>,
+    /// Speak without TLS to a store on another machine, if its URL begins with http.
+    #[arg(long, requires = "recording_upload")]
+    pub recording_upload_allow_plaintext: bool,
+}
+
+/// Where a bucket's name stands in a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Addressing {
+    /// First in the path.
+    Path,
+    /// First in the host's name.
+    VirtualHost,
 }
 
 /// What is written down of requests, and where.

@@ -21,8 +21,13 @@ const DEFAULT: &str = "info";
 /// What SIGUSR1 adds.
 const VERBOSE: &str = "understudy=debug";
 /// kube's client logs an answer that it can't read as a whole, and that may be a Secret (invariant 3). What else kube
-/// has to say of a watch, we say.
-const NEVER: [&str; 3] = ["kube_client=off", "kube_client::client=off", "kube_runtime=off"];
+/// has to say of a watch, we say; as of what `object_store` tries again.
+const NEVER: [&str; 4] = [
+    "kube_client=off",
+    "kube_client::client=off",
+    "kube_runtime=off",
+    "object_store=off",
+];
 
 /// Why the levels can't be changed.
 #[derive(Debug, thiserror::Error)]

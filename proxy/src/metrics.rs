@@ -31,7 +31,7 @@ pub use self::{
     collect::{register_counts, register_gauge, register_gauges},
     labels::{Followed, Limit, ProofOf, ProofOutcome, Watched, Written},
     lately::{Lately, Refused, What},
-    recording::{RecordingCounts, RecordingFailure},
+    recording::{RecordingCounts, RecordingFailure, UploadCounts, UploadOutcome},
     timing::Handshake,
 };
 use crate::{clock::Clock, status::Refusal};
@@ -225,6 +225,8 @@ impl Metrics {
             Followed::UpstreamCa,
             Followed::Sessions,
             Followed::ClientCa,
+            Followed::UploadCa,
+            Followed::UploadCredentials,
         ] {
             drop(self.reload_failures.get_or_create(&ReloadLabels { file }));
         }

@@ -4,7 +4,8 @@
 //! that off the bytes as they pass, without changing them, and `ports` what a port-forward does. `transcript` and `text`
 //! make of it what is written down, and `cast` writes and verifies it. `recorder` has the files and the task that writes
 //! each, and `tap` is what the stream passes. `age` wraps the keys of recordings that only some may
-//! read. `file` opens a recording for all that read one, and `report` says of files whether they are as they were written.
+//! read. `file` opens a recording for all that read one, and `report` says of files whether they are as they were written. `upload`
+//! brings those that have come to their end to a store elsewhere.
 
 pub mod about;
 pub mod age;
@@ -19,4 +20,5 @@ pub mod stream;
 pub mod tap;
 mod text;
 pub mod transcript;
+pub mod upload;
 pub mod websocket;

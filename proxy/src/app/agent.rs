@@ -26,6 +26,7 @@ use super::{
     outfit::{ClientCa, Outfit},
     report::{register, register_kernel, report_full_pods, report_pods, report_token},
     source::Source,
+    upload::uploads,
 };
 use crate::{
     admin::{Admin, Condition, Readiness},
@@ -46,7 +47,7 @@ use crate::{
     },
     metrics::{Followed, Metrics},
     pod::Inbound,
-    recording::recorder::Recordings,
+    recording::{recorder::Recordings, upload::Uploads},
     sessions::store::Store,
     trust::{
         ServedNames,
@@ -65,10 +66,13 @@ use crate::{
 const INBOUND_BACKLOG: usize = 128;
 /// How long the last audit events may take to be written.
 const AUDIT_PATIENCE: Duration = Duration::from_secs(5);
+/// And the last recordings to be brought to their store.
+const UPLOAD_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A running agent.
 pub(super) struct Agent {
     audit: Audit,
+    uploads: Option<Uploads>,
     readiness: Condition,
     enrolment: Enrolment,
     connections: TaskTracker,
@@ -113,6 +117,7 @@ impl Agent {
         let outside = listen_outside(&options.listen)?;
         let audit = audit_log(&options, &readiness, &clock, &metrics).await?;
         let recordings = recordings(&options, &clock, &metrics).await?;
+        let uploads = uploads(&options, &recordings, &metrics).await?;
 
         let outfit = cluster.outfit(&options, &dials, &clock, &metrics);
         let (mut store, lookup, wanted) = Store::new(outfit, clock.clone());
@@ -196,6 +201,7 @@ impl Agent {
         tracing::info!(api_server = %cluster.target, addresses = ?*addresses.borrow(), "the agent serves");
         Ok(Self {
             audit,
+            uploads,
             readiness: serving,
             enrolment,
             connections,
@@ -213,7 +219,7 @@ impl Agent {
     }
 
     /// Takes the agent down: no new connection, then no new request; open streams until the deadline; the audit log
-    /// to its end. The kernel side stays, and refuses.
+    /// to its end, and meanwhile the last recordings to their store. The kernel side stays, and refuses.
     pub(super) async fn drain(self, deadline: Duration) {
         let deadline = Instant::now() + deadline;
         self.readiness.not_ready("draining");
@@ -243,7 +249,13 @@ impl Agent {
         self.end_sessions.cancel();
         let rest = async { tokio::join!(self.connections.wait(), self.streams.wait()) };
         let _ = timeout_at(Instant::now() + AUDIT_PATIENCE, rest).await;
-        if let Err(error) = self.audit.drain(AUDIT_PATIENCE).await {
+        let uploads = async {
+            if let Some(uploads) = self.uploads {
+                uploads.drain(Instant::now() + UPLOAD_PATIENCE).await;
+            }
+        };
+        let (audit, ()) = tokio::join!(self.audit.drain(AUDIT_PATIENCE), uploads);
+        if let Err(error) = audit {
             tracing::error!(%error, "the audit log is not complete");
         }
         self.stop_admin.cancel();

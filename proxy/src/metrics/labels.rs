@@ -19,6 +19,10 @@ pub enum Followed {
     Sessions,
     /// A CA of clients.
     ClientCa,
+    /// The CA that verifies the recordings' store.
+    UploadCa,
+    /// The credentials for it.
+    UploadCredentials,
 }
 
 /// What a caller showed to prove who it is.
@@ -260,6 +264,8 @@ label_value!(Followed, label => match label {
     Followed::UpstreamCa => "upstream-ca",
     Followed::Sessions => "sessions",
     Followed::ClientCa => "client-ca",
+    Followed::UploadCa => "recording-upload-ca",
+    Followed::UploadCredentials => "recording-upload-credentials",
 });
 label_value!(ProofOf, label => label.name());
 label_value!(ProofOutcome, label => match label {

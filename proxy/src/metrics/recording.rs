@@ -65,6 +65,98 @@ impl EncodeLabelValue for RecordingFailure {
     }
 }
 
+/// What came of an attempt to bring a recording to its store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum UploadOutcome {
+    /// The store has it.
+    Stored,
+    /// It will be tried again.
+    Failed,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct UploadLabels {
+    outcome: UploadOutcome,
+}
+
+impl EncodeLabelValue for UploadOutcome {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> std::fmt::Result {
+        use std::fmt::Write as _;
+        encoder.write_str(match self {
+            Self::Stored => "stored",
+            Self::Failed => "failed",
+        })
+    }
+}
+
+/// What is counted of the way to a store. Cheap to clone; all clones count the same.
+#[derive(Debug, Clone, Default)]
+pub struct UploadCounts {
+    uploads: Family<UploadLabels, Counter>,
+    bytes: Counter,
+    waiting: Gauge,
+    oldest: Gauge,
+}
+
+impl UploadCounts {
+    fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "recording_uploads",
+            "Attempts to bring a recording to its store; those that fail are repeated",
+            self.uploads.clone(),
+        );
+        registry.register(
+            "recording_upload_bytes",
+            "Bytes of recordings that the store has taken",
+            self.bytes.clone(),
+        );
+        registry.register(
+            "recordings_waiting",
+            "Recordings at their end that the store hasn't got yet",
+            self.waiting.clone(),
+        );
+        registry.register(
+            "recordings_waiting_since_timestamp_seconds",
+            "When the one that waits longest was last written to; 0 where none waits",
+            self.oldest.clone(),
+        );
+        for outcome in [UploadOutcome::Stored, UploadOutcome::Failed] {
+            drop(self.uploads.get_or_create(&UploadLabels { outcome }));
+        }
+    }
+
+    /// Counts one that the store has, with its bytes.
+    pub fn stored(&self, bytes: u64) {
+        let outcome = UploadOutcome::Stored;
+        self.uploads.get_or_create(&UploadLabels { outcome }).inc();
+        self.bytes.inc_by(bytes);
+    }
+
+    /// Counts an attempt that failed.
+    pub fn failed(&self) {
+        let outcome = UploadOutcome::Failed;
+        self.uploads.get_or_create(&UploadLabels { outcome }).inc();
+    }
+
+    /// How many attempts ended so.
+    #[must_use]
+    pub fn attempts(&self, outcome: UploadOutcome) -> u64 {
+        self.uploads.get_or_create(&UploadLabels { outcome }).get()
+    }
+
+    /// How many wait now, and since when the first of them does, in seconds since 1970.
+    pub fn waiting(&self, count: usize, oldest: Option<i64>) {
+        self.waiting.set(i64::try_from(count).unwrap_or(i64::MAX));
+        self.oldest.set(oldest.unwrap_or(0));
+    }
+
+    /// How many waited when they were last looked for.
+    #[must_use]
+    pub fn backlog(&self) -> i64 {
+        self.waiting.get()
+    }
+}
+
 /// The counts of recordings. Cheap to clone; all clones count the same.
 #[derive(Debug, Clone, Default)]
 pub struct RecordingCounts {
@@ -72,6 +164,7 @@ pub struct RecordingCounts {
     open: Gauge,
     bytes: Counter,
     failures: Family<FailureLabels, Counter>,
+    upload: UploadCounts,
 }
 
 impl RecordingCounts {
@@ -87,6 +180,13 @@ impl RecordingCounts {
         for cause in RecordingFailure::ALL {
             drop(self.failures.get_or_create(&FailureLabels { cause }));
         }
+        self.upload.register(registry);
+    }
+
+    /// What is counted of the way to a store.
+    #[must_use]
+    pub fn upload(&self) -> &UploadCounts {
+        &self.upload
     }
 
     /// Counts one that is begun, as open until the guard is dropped.

@@ -7,7 +7,7 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, OnceLock,
@@ -18,7 +18,7 @@ use std::{
 
 use jiff::Timestamp;
 use tokio::{
-    sync::mpsc,
+    sync::{Notify, mpsc},
     task,
     time::{Instant, timeout},
 };
@@ -120,6 +120,8 @@ pub struct Recordings {
     directory: Option<Arc<Path>>,
     /// Who alone may read them; everybody, where there are none.
     recipients: Arc<[Recipient]>,
+    /// Told of each that has come to its end.
+    ended: Arc<Notify>,
     clock: Clock,
     counts: RecordingCounts,
 }
@@ -131,6 +133,7 @@ impl Recordings {
         Self {
             directory: None,
             recipients: Arc::default(),
+            ended: Arc::default(),
             clock: Clock::system(),
             counts: metrics.recording().clone(),
         }
@@ -152,6 +155,7 @@ impl Recordings {
         Ok(Self {
             directory: Some(directory.into()),
             recipients: Arc::default(),
+            ended: Arc::default(),
             clock,
             counts: metrics.recording().clone(),
         })
@@ -162,6 +166,12 @@ impl Recordings {
     pub fn sealed_for(mut self, recipients: Vec<Recipient>) -> Self {
         self.recipients = recipients.into();
         self
+    }
+
+    /// Wakes whoever waits for a recording to come to its end.
+    #[must_use]
+    pub fn ended(&self) -> Arc<Notify> {
+        Arc::clone(&self.ended)
     }
 
     /// Begins a recording. Unless it is [started](Recording::start), its file goes with it.
@@ -197,11 +207,12 @@ impl Recordings {
                 source,
             })?;
         Ok(Recording {
+            unused: Unused::new(file, cast.sink()),
             cast,
-            unused: Unused(file),
             is_forward,
             session,
             terms,
+            ended: Arc::clone(&self.ended),
             counts: self.counts.clone(),
         })
     }
@@ -224,9 +235,19 @@ fn begin(path: &Path, about: &About, now: Timestamp, recipients: &[Recipient]) -
     begun
 }
 
-/// Never one that is there already, whatever it is.
+/// Never one that is there already, whatever it is. Locked for as long as it is open: whoever brings recordings elsewhere
+/// takes none that is still written, by whatever agent.
 fn make(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create_new(true).mode(0o600).open(path)
+    let file = OpenOptions::new()
+        .append(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    file.try_lock()?;
+    if file.metadata()?.nlink() == 0 {
+        return Err(io::Error::other("it was removed as soon as it was made"));
+    }
+    Ok(file)
 }
 
 /// In the order of time where names are sorted. A session's name has no character that a file's can't have.
@@ -238,23 +259,37 @@ fn file_name(about: &About, now: Timestamp) -> String {
 
 /// A file that is removed with this, unless it comes into use.
 #[derive(Debug)]
-struct Unused(PathBuf);
+struct Unused {
+    path: PathBuf,
+    /// The same open file once more: it is locked until it is removed.
+    held: Option<File>,
+}
 
 impl Unused {
+    fn new(path: PathBuf, file: &File) -> Self {
+        Self {
+            path,
+            held: file.try_clone().ok(),
+        }
+    }
+
     fn keep(mut self) -> PathBuf {
-        std::mem::take(&mut self.0)
+        std::mem::take(&mut self.path)
     }
 }
 
 impl Drop for Unused {
     fn drop(&mut self) {
-        let path = std::mem::take(&mut self.0);
+        let (path, held) = (std::mem::take(&mut self.path), self.held.take());
         if path.as_os_str().is_empty() {
             return;
         }
         // Without a runtime, it stays and says that it has no end.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn_blocking(move || fs::remove_file(path));
+            runtime.spawn_blocking(move || {
+                let _ = fs::remove_file(path);
+                drop(held);
+            });
         }
     }
 }
@@ -268,6 +303,7 @@ pub struct Recording {
     is_forward: bool,
     session: String,
     terms: Terms,
+    ended: Arc<Notify>,
     counts: RecordingCounts,
 }
 
@@ -327,6 +363,7 @@ impl Recording {
             _open: shared.counts.begun(),
             shared: Arc::clone(&shared),
             passed,
+            ended: self.ended,
         };
         if form.is_none() {
             shared.fail(&Failure::Protocol);
@@ -448,6 +485,7 @@ struct Writer {
     passed: mpsc::Receiver<Passed>,
     /// As far as it is counted.
     written: u64,
+    ended: Arc<Notify>,
     _open: OpenStream,
 }
 
@@ -491,6 +529,9 @@ impl Writer {
             ),
             Err(failure) => self.shared.fail(&failure),
         }
+        // Closed, and so unlocked, before it is told.
+        drop(self.cast.take());
+        self.ended.notify_one();
     }
 
     async fn write<T, F>(&mut self, work: F) -> Result<T, Failure>

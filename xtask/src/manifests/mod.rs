@@ -47,6 +47,10 @@ const VARIANTS: [Variant; 7] = [
         values: "examples/audit/values.yaml",
     },
     Variant {
+        kustomization: "examples/recordings",
+        values: "examples/recordings/values.yaml",
+    },
+    Variant {
         kustomization: "examples/monitoring",
         values: "examples/monitoring/values.yaml",
     },

@@ -57,7 +57,11 @@ fn piped_into(file: File, required: bool) -> Piped<()> {
     let counts = Metrics::new().recording().clone();
     let recording = Recording {
         cast,
-        unused: Unused(PathBuf::new()),
+        unused: Unused {
+            path: PathBuf::new(),
+            held: None,
+        },
+        ended: Arc::default(),
         is_forward: false,
         session: "support/alice".to_owned(),
         terms: Terms { required, stdin: false },
@@ -283,4 +287,41 @@ async fn a_directory_that_cannot_be_used_is_said_at_the_start() {
         .await
         .unwrap_err();
     assert!(error.to_string().contains("--recordings"), "{error}");
+}
+
+#[tokio::test]
+async fn a_file_is_locked_for_as_long_as_it_is_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let metrics = Metrics::new();
+    let recordings = Recordings::open(directory.path().to_owned(), Clock::system(), &metrics);
+    let recordings = recordings.await.unwrap();
+    let terms = Terms {
+        required: true,
+        stdin: false,
+    };
+    let begin = || recordings.begin(about(), terms);
+    let only = || {
+        let entry = fs::read_dir(directory.path()).unwrap().next();
+        entry.map(|entry| File::open(entry.unwrap().path()).unwrap())
+    };
+    let unused = begin().await.unwrap();
+    let file = only().unwrap();
+    assert!(file.try_lock().is_err(), "it is begun");
+    drop(unused);
+    while only().is_some() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(
+        file.metadata().unwrap().nlink(),
+        0,
+        "and was removed before it was let go"
+    );
+    let streams = TaskTracker::new();
+    let form = Form::Channels(Framing::WebSocket { closes: true });
+    let running = begin().await.unwrap().start(Some(form), &streams).unwrap().unwrap();
+    let file = only().unwrap();
+    assert!(file.try_lock().is_err(), "it is written");
+    running.end(End::Closed);
+    recordings.ended().notified().await;
+    assert!(file.try_lock().is_ok(), "it is at its end");
 }
