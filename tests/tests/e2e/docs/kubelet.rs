@@ -1,8 +1,12 @@
 //! What a cluster does about objects beside keeping them, as far as pages wait for it, played: the controller of the
-//! DaemonSets, the scheduler and the kubelet. The agent that a DaemonSet asks for is a real one, with the rights and the
+//! `DaemonSet`s, the scheduler and the kubelet. The agent that a `DaemonSet` asks for is a real one, with the rights and the
 //! token of the service account that the manifests make; a pod that carries a session is a real sandbox on the node.
 
-use std::{collections::BTreeMap, fs, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
@@ -132,7 +136,7 @@ impl Kubelet {
 
     /// Pods with a session get a node and run; those whose object is gone don't.
     async fn keep_pods(&mut self, objects: &[&Value]) -> Result<()> {
-        let mut named = BTreeMap::new();
+        let mut named = BTreeSet::new();
         for object in objects {
             let metadata = &object["metadata"];
             let of = |field: &str| metadata[field].as_str().unwrap_or_default().to_owned();
@@ -165,9 +169,9 @@ impl Kubelet {
                 self.runs(&namespace, &name, container).await?;
                 self.pods.insert(key.clone(), pod);
             }
-            named.insert(key, ());
+            named.insert(key);
         }
-        self.pods.retain(|key, _| named.contains_key(key));
+        self.pods.retain(|key, _| named.contains(key));
         Ok(())
     }
 
