@@ -232,7 +232,7 @@ pub struct AgentOptions {
 /// Where recordings are brought, and as whom.
 #[derive(Debug, Args)]
 pub struct UploadOptions {
-    /// Bring each recording that has come to its end to a store as well: s3://BUCKET/PREFIX, or the https URL of a
+    /// Bring each recording that has come to its end to a store as well: `s3://BUCKET/PREFIX`, or the https URL of a
     /// collection on a server that takes PUT. Until it is there, it stays on the node, whatever happens.
     #[arg(long, value_name = "URL", requires = "recordings")]
     pub recording_upload: Option<Destination>,

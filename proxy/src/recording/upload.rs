@@ -435,8 +435,8 @@ impl Carrier {
     async fn try_to_bring(self: &Arc<Self>, one: &Waiting) -> Result<(), PutError> {
         let (carrier, wanted) = (Arc::clone(self), one.clone());
         let claimed = blocking(move || {
-            let mut shelf = carrier.shelf.lock().unwrap_or_else(PoisonError::into_inner);
-            shelf.claim(&wanted.name, &wanted.key)
+            let mut kept = carrier.shelf.lock().unwrap_or_else(PoisonError::into_inner);
+            kept.claim(&wanted.name, &wanted.key)
         });
         let claim = match claimed.await {
             Ok(Some(claim)) => Arc::new(claim),
@@ -453,8 +453,8 @@ impl Carrier {
         );
         let (carrier, wanted) = (Arc::clone(self), one.clone());
         let marked = blocking(move || {
-            let mut shelf = carrier.shelf.lock().unwrap_or_else(PoisonError::into_inner);
-            shelf.is_stored(&wanted.name, &wanted.key, &claim)
+            let mut kept = carrier.shelf.lock().unwrap_or_else(PoisonError::into_inner);
+            kept.is_stored(&wanted.name, &wanted.key, &claim)
         });
         match marked.await {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(PutError::Local(error)),

@@ -72,18 +72,21 @@ async fn put_to_s3(s3: &AmazonS3, key: &Key, claim: &Arc<Claim>) -> Result<(), P
     if claim.bytes <= PART {
         let whole = payload(claim, 0, PART).await?;
         let options = PutOptions::from(attributes);
-        s3.put_opts(&path, whole, options).await.map_err(said)?;
+        s3.put_opts(&path, whole, options).await.map_err(|error| said(&error))?;
         return Ok(());
     }
     let part = part_size(claim.bytes);
     let options = PutMultipartOptions::from(attributes);
-    let mut upload = s3.put_multipart_opts(&path, options).await.map_err(said)?;
+    let mut upload = s3
+        .put_multipart_opts(&path, options)
+        .await
+        .map_err(|error| said(&error))?;
     let put = put_parts(upload.as_mut(), claim, part).await;
     if put.is_err()
         && let Err(error) = upload.abort().await
     {
         // It is paid for until the bucket's own rule clears it away.
-        tracing::debug!(error = %said(error), object = key.as_str(), "parts of an upload that broke off stay in the store");
+        tracing::debug!(error = %said(&error), object = key.as_str(), "parts of an upload that broke off stay in the store");
     }
     put
 }
@@ -92,10 +95,10 @@ async fn put_parts(upload: &mut dyn MultipartUpload, claim: &Arc<Claim>, part: u
     let mut at = 0;
     while at < claim.bytes {
         let next = payload(claim, at, part).await?;
-        upload.put_part(next).await.map_err(said)?;
+        upload.put_part(next).await.map_err(|error| said(&error))?;
         at += part;
     }
-    upload.complete().await.map_err(said)?;
+    upload.complete().await.map_err(|error| said(&error))?;
     Ok(())
 }
 
@@ -120,15 +123,15 @@ async fn part(claim: &Arc<Claim>, at: u64, most: usize) -> io::Result<Bytes> {
 }
 
 /// The last cause is ours to word, or the store's.
-fn said(error: object_store::Error) -> PutError {
-    let mut cause: &dyn StdError = &error;
+fn said(error: &object_store::Error) -> PutError {
+    let mut cause: &dyn StdError = error;
     while let Some(source) = cause.source() {
         if let Some(transport) = cause.downcast_ref::<TransportError>() {
             return PutError::S3(transport.to_string());
         }
         cause = source;
     }
-    let what = match &error {
+    let what = match error {
         object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
             "see that the credentials may put objects there, and this machine's clock"
         }

@@ -35,7 +35,7 @@ use crate::{tls, trust::roots::UpstreamRoots};
 /// As long may a connection take.
 const CONNECT: Duration = Duration::from_secs(15);
 /// As long may nothing move while a request is sent, or answered.
-const STALL: Duration = Duration::from_secs(60);
+const STALL: Duration = Duration::from_mins(1);
 /// As long may a connection take to be ready for the next request.
 const LET_GO: Duration = Duration::from_millis(200);
 /// An answer is short.
