@@ -25,7 +25,7 @@ struct Variant {
 }
 
 /// Every way to install or remove, by kustomize and by the chart.
-const VARIANTS: [Variant; 7] = [
+const VARIANTS: [Variant; 8] = [
     Variant {
         kustomization: "overlays/own-ca",
         values: "helm/understudy/ci/own-ca-values.yaml",
