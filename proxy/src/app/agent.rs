@@ -48,6 +48,7 @@ use crate::{
     pod::Inbound,
     recording::recorder::Recordings,
     sessions::store::Store,
+    traces::Traces,
     trust::{
         ServedNames,
         roots::UpstreamRoots,
@@ -66,9 +67,13 @@ const INBOUND_BACKLOG: usize = 128;
 /// How long the last audit events may take to be written.
 const AUDIT_PATIENCE: Duration = Duration::from_secs(5);
 
+/// And the last spans to be sent.
+const TRACES_PATIENCE: Duration = Duration::from_secs(2);
+
 /// A running agent.
 pub(super) struct Agent {
     audit: Audit,
+    traces: Traces,
     readiness: Condition,
     enrolment: Enrolment,
     connections: TaskTracker,
@@ -112,6 +117,7 @@ impl Agent {
         let certificate = serving_certificate(&options, around, &clock, &metrics, certificate_ready).await?;
         let outside = listen_outside(&options.listen)?;
         let audit = audit_log(&options, &readiness, &clock, &metrics).await?;
+        let traces = Traces::start(&options.traces, &options.node_name, |name| std::env::var(name).ok()).await?;
         let recordings = recordings(&options, &clock, &metrics).await?;
 
         let outfit = cluster.outfit(&options, &dials, &clock, &metrics);
@@ -142,6 +148,7 @@ impl Agent {
         {
             let mut registry = registry.write().unwrap_or_else(PoisonError::into_inner);
             register(&mut registry, &lookup, &dials, &cluster.own_token, &certificate);
+            traces.register(&mut registry);
             register_kernel(&mut registry, Arc::clone(&kernel), &enrolment);
         }
         let desk = Desk {
@@ -170,6 +177,7 @@ impl Agent {
                 clock,
                 audit: audit.clone(),
                 metrics: Arc::clone(&metrics),
+                traces: traces.clone(),
                 node: options.node_name.into(),
                 streams: streams.clone(),
                 limits: options.limits.clone(),
@@ -196,6 +204,7 @@ impl Agent {
         tracing::info!(api_server = %cluster.target, addresses = ?*addresses.borrow(), "the agent serves");
         Ok(Self {
             audit,
+            traces,
             readiness: serving,
             enrolment,
             connections,
@@ -243,7 +252,8 @@ impl Agent {
         self.end_sessions.cancel();
         let rest = async { tokio::join!(self.connections.wait(), self.streams.wait()) };
         let _ = timeout_at(Instant::now() + AUDIT_PATIENCE, rest).await;
-        if let Err(error) = self.audit.drain(AUDIT_PATIENCE).await {
+        let (audited, ()) = tokio::join!(self.audit.drain(AUDIT_PATIENCE), self.traces.drain(TRACES_PATIENCE));
+        if let Err(error) = audited {
             tracing::error!(%error, "the audit log is not complete");
         }
         self.stop_admin.cancel();
