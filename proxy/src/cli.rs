@@ -21,6 +21,7 @@ use crate::{
         Tool,
         recordings::{ExportOptions, Identities, ListOptions, PlayOptions},
     },
+    traces::TracesOptions,
 };
 
 /// Lends pods an identity for a session: a transparent proxy for the Kubernetes API server.
@@ -174,6 +175,9 @@ pub struct AgentOptions {
     /// The audit log.
     #[command(flatten)]
     pub audit: AuditOptions,
+    /// The traces.
+    #[command(flatten)]
+    pub traces: TracesOptions,
     /// A file with the log's levels, written as in `RUST_LOG`; read again when it changes. Missing or empty, it says
     /// nothing, and `RUST_LOG` holds.
     #[arg(long, value_name = "PATH")]

@@ -26,6 +26,8 @@ use crate::{
     request_info::{Reading, RequestInfo},
     sessions::{live::LiveSession, usage},
     status::Refusal,
+    traces::{Trace, Traces},
+    upstream::target::Target,
 };
 
 /// What is known of a request when it comes.
@@ -36,6 +38,8 @@ pub struct Opening<'r, B> {
     pub place: Option<Place>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// What is traced.
+    pub traces: &'r Traces,
     /// Dates the event.
     pub clock: Clock,
     /// This node.
@@ -56,6 +60,7 @@ pub struct Exchange {
     reading: Reading,
     metrics: Arc<Metrics>,
     started: Instant,
+    trace: Trace,
     ticket: Option<Ticket>,
     place: Option<Place>,
     _open: OpenStream,
@@ -86,6 +91,7 @@ impl Exchange {
             ticket,
             place,
             metrics,
+            traces,
             clock,
             node,
             origin,
@@ -101,6 +107,7 @@ impl Exchange {
             used: session.map(|session| session.usage.open(&clock)),
             metrics,
             started: Instant::now(),
+            trace: traces.begin(request, origin),
             acting: session.and_then(|session| session.acting().cloned()),
             ticket: Some(ticket),
             place,
@@ -169,7 +176,8 @@ impl Exchange {
     }
 
     /// The head goes upstream, and it is known who acts: whether the body is to be written can be told.
-    pub fn sent(&self, headers: &HeaderMap) {
+    pub fn sent(&self, headers: &mut HeaderMap, upstream: &Target) {
+        self.trace.hand_on(headers, upstream);
         self.keep(Level::Request, &self.request_body, headers);
     }
 
@@ -182,6 +190,7 @@ impl Exchange {
 
     /// The head of the answer is known, and goes on to the client.
     pub fn passes_on(&self, code: StatusCode, headers: &HeaderMap) {
+        self.trace.answered();
         self.answered(code);
         self.keep(Level::RequestResponse, &self.response_body, headers);
         self.started();
@@ -333,6 +342,7 @@ impl Drop for Exchange {
             duration: event.elapsed,
             audit_id: Some(&self.audit_id()),
         });
+        self.trace.end(&event, self.acting_user().map(|user| user.name()));
         if extent.is_silent() {
             ticket.omit();
         } else {

@@ -29,6 +29,7 @@ use crate::{
     request_info::RequestInfo,
     sessions::{live::LiveSession, store::SessionLookup},
     status::Refusal,
+    traces::Traces,
     upgrade::{self, Upgrade},
     upstream::UpstreamError,
 };
@@ -45,6 +46,8 @@ pub struct Forwarder {
     pub audit: Audit,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// What is traced.
+    pub traces: Traces,
     /// The node's name, for the audit event.
     pub node: Arc<str>,
     /// The tasks of upgraded streams, which outlive their requests.
@@ -113,6 +116,7 @@ impl Forwarder {
             ticket,
             place,
             metrics: Arc::clone(&self.metrics),
+            traces: &self.traces,
             clock: self.clock.clone(),
             node: Arc::clone(&self.node),
             origin,
@@ -148,6 +152,7 @@ impl Forwarder {
             ticket,
             place: None,
             metrics: Arc::clone(&self.metrics),
+            traces: &self.traces,
             clock: self.clock.clone(),
             node: Arc::clone(&self.node),
             origin,
@@ -245,7 +250,7 @@ impl Forwarder {
         if let Some(upgrade) = &upgrade {
             upgrade.ask(&mut head.headers);
         }
-        exchange.sent(&head.headers);
+        exchange.sent(&mut head.headers, session.upstream.url());
         let body = RequestBody::new(body, Arc::clone(exchange), &session.ended, Pace::of(&self.limits));
         let request = Request::from_parts(head, body);
 

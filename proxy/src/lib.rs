@@ -67,6 +67,8 @@ pub mod status;
 // and what is written down and shown.
 pub mod exchange;
 
+pub mod traces;
+
 pub mod audit;
 
 pub mod metrics;

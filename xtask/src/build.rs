@@ -91,13 +91,19 @@ impl Binaries {
     }
 }
 
+/// The feature that the agent is tested with: it adds to what can be asked for, and the other build is that without these parts.
+pub(crate) const TRACES: &str = "understudy/otlp";
+
 /// Builds the agent and the test programs, and says where cargo put them.
 ///
 /// # Errors
 /// Where the build fails.
 pub(crate) fn binaries() -> Result<Binaries> {
     progress("building the agent and the test programs ...");
-    programs(&["understudy", "understudy-tests", "understudy-instructions"], &[])
+    programs(
+        &["understudy", "understudy-tests", "understudy-instructions"],
+        &["--features", TRACES],
+    )
 }
 
 /// Builds the agent and the benchmark's programs in the release profile, and says where cargo put them.
@@ -137,7 +143,7 @@ fn programs(packages: &[&str], options: &[&str]) -> Result<Binaries> {
 ///
 /// # Errors
 /// Where the build fails.
-pub(crate) fn static_agent() -> Result<PathBuf> {
+pub(crate) fn static_agent(traces: bool) -> Result<PathBuf> {
     progress("building the agent in the release profile ...");
     let triple = format!("{ARCH}-unknown-linux-gnu");
     let cargo_home = env::var_os("CARGO_HOME")
@@ -155,6 +161,7 @@ pub(crate) fn static_agent() -> Result<PathBuf> {
         .env_remove("RUSTFLAGS")
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
         .args(["build", "--release", "--locked", "--package", "understudy", "--bins"])
+        .args(traces.then_some(["--features", TRACES]).into_iter().flatten())
         // For understudy_build_info. Daily builds have none: each commit would build the agent anew.
         .envs(revision().map(|revision| ("UNDERSTUDY_REVISION", revision)))
         // Naming the target, though it is this machine's, keeps the flags off build scripts and macros.

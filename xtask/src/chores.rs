@@ -55,6 +55,14 @@ pub(crate) fn test(selection: &Selection, page: Page) -> Result<()> {
         Some(package) => command.args(["--package", package]),
         None => command.args(["--workspace", "--exclude", "understudy-ebpf"]),
     };
+    // As the agent itself was just built, so that there is one build.
+    if selection
+        .package
+        .as_deref()
+        .is_none_or(|package| package == "understudy")
+    {
+        command.args(["--features", build::TRACES]);
+    }
     if !is_root() {
         // Compiled as the person, run as root: cargo hands each test binary to this very program.
         let this = env::current_exe().context("could not find out where this program is")?;

@@ -34,6 +34,10 @@ pub(crate) fn ci() -> Result<()> {
             "--locked",
         ])
         .args(["--", "--deny", "warnings"]))?;
+    // As it is tested; what is above is as it is delivered.
+    run(cargo()
+        .args(["clippy", "--package", "understudy", "--all-targets", "--locked"])
+        .args(["--features", build::TRACES, "--", "--deny", "warnings"]))?;
     boundaries::check()?;
     deny()?;
     invariants::check()?;

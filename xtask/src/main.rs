@@ -84,6 +84,9 @@ enum Chore {
         /// Where to leave it
         #[arg(long, value_name = "PATH", default_value = "target/image/understudy")]
         output: PathBuf,
+        /// With traces by OpenTelemetry
+        #[arg(long)]
+        traces: bool,
     },
     /// Make a container image of the agent, as a tar in the OCI layout that Docker reads as well
     Image {
@@ -93,6 +96,9 @@ enum Chore {
         /// Where to leave the tar
         #[arg(long, value_name = "PATH", default_value = "target/image/understudy.tar")]
         output: PathBuf,
+        /// With traces by OpenTelemetry
+        #[arg(long)]
+        traces: bool,
     },
     /// Write the CRDs into deploy/ from the types
     Manifests {
@@ -174,8 +180,8 @@ fn chore(chore: Chore) -> Result<()> {
             }
         }
         Chore::Bench { arguments } => bench::bench(&arguments),
-        Chore::Static { output } => image::executable(&output),
-        Chore::Image { tag, output } => image::image(&image::Options { tag, output }),
+        Chore::Static { output, traces } => image::executable(&output, traces),
+        Chore::Image { tag, output, traces } => image::image(&image::Options { tag, output, traces }),
         Chore::Manifests { check: false } => manifests::write(),
         Chore::Manifests { check: true } => manifests::check(),
         Chore::Fuzz {

@@ -49,6 +49,7 @@ use crate::{
     pod::Inbound,
     recording::{recorder::Recordings, upload::Uploads},
     sessions::store::Store,
+    traces::Traces,
     trust::{
         ServedNames,
         roots::UpstreamRoots,
@@ -69,10 +70,14 @@ const AUDIT_PATIENCE: Duration = Duration::from_secs(5);
 /// And the last recordings to be brought to their store.
 const UPLOAD_PATIENCE: Duration = Duration::from_secs(5);
 
+/// And the last spans to be sent.
+const TRACES_PATIENCE: Duration = Duration::from_secs(2);
+
 /// A running agent.
 pub(super) struct Agent {
     audit: Audit,
     uploads: Option<Uploads>,
+    traces: Traces,
     readiness: Condition,
     enrolment: Enrolment,
     connections: TaskTracker,
@@ -116,6 +121,7 @@ impl Agent {
         let certificate = serving_certificate(&options, around, &clock, &metrics, certificate_ready).await?;
         let outside = listen_outside(&options.listen)?;
         let audit = audit_log(&options, &readiness, &clock, &metrics).await?;
+        let traces = Traces::start(&options.traces, &options.node_name, |name| std::env::var(name).ok()).await?;
         let recordings = recordings(&options, &clock, &metrics).await?;
         let uploads = uploads(&options, &recordings, &metrics).await?;
 
@@ -147,6 +153,7 @@ impl Agent {
         {
             let mut registry = registry.write().unwrap_or_else(PoisonError::into_inner);
             register(&mut registry, &lookup, &dials, &cluster.own_token, &certificate);
+            traces.register(&mut registry);
             register_kernel(&mut registry, Arc::clone(&kernel), &enrolment);
         }
         let desk = Desk {
@@ -175,6 +182,7 @@ impl Agent {
                 clock,
                 audit: audit.clone(),
                 metrics: Arc::clone(&metrics),
+                traces: traces.clone(),
                 node: options.node_name.into(),
                 streams: streams.clone(),
                 limits: options.limits.clone(),
@@ -202,6 +210,7 @@ impl Agent {
         Ok(Self {
             audit,
             uploads,
+            traces,
             readiness: serving,
             enrolment,
             connections,
@@ -254,7 +263,8 @@ impl Agent {
                 uploads.drain(Instant::now() + UPLOAD_PATIENCE).await;
             }
         };
-        let (audit, ()) = tokio::join!(self.audit.drain(AUDIT_PATIENCE), uploads);
+        let traces = self.traces.drain(TRACES_PATIENCE);
+        let (audit, (), ()) = tokio::join!(self.audit.drain(AUDIT_PATIENCE), uploads, traces);
         if let Err(error) = audit {
             tracing::error!(%error, "the audit log is not complete");
         }

@@ -91,6 +91,10 @@ mod tests {
         ],
         &[("sec-websocket-protocol", "v5.channel.k8s.io, v4.channel.k8s.io")]
     )]
+    #[case::traces(
+        &[("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"), ("tracestate", "a=1"), ("tracestate", "b=2")],
+        &[("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"), ("tracestate", "a=1"), ("tracestate", "b=2")]
+    )]
     #[case::websocket_alone(&[("sec-websocket-protocol", "base64url.bearer.authorization.k8s.io.Zm9v")], &[])]
     fn strips(#[case] before: &[(&str, &str)], #[case] after: &[(&str, &str)]) {
         let mut map = headers(before);

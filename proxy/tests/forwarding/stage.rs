@@ -53,6 +53,7 @@ use understudy::{
         spec::{AuthMethod, Policy, SessionSpec, Signer, SpecError},
         store::{Outfitter, SessionLookup, Store},
     },
+    traces::Traces,
     trust::{
         own_ca::{ServedNames, serve_own_ca},
         roots::UpstreamRoots,
@@ -86,6 +87,7 @@ pub(crate) struct Terms {
     pub(crate) recordings: Option<PathBuf>,
     pub(crate) audit_policy: audit::Policy,
     pub(crate) audit_bodies: audit::BodyTerms,
+    pub(crate) traces: Traces,
 }
 
 impl Default for Terms {
@@ -102,6 +104,7 @@ impl Default for Terms {
             recordings: None,
             audit_policy: audit::Policy::default(),
             audit_bodies: audit::BodyTerms::default(),
+            traces: Traces::default(),
         }
     }
 }
@@ -218,9 +221,8 @@ impl Stage {
         seen: Arc<Seen>,
     ) -> Self {
         let failures = Counter::default();
-        let roots = UpstreamRoots::follow(directory.path().join("upstream.crt"), failures.clone())
-            .await
-            .unwrap();
+        let upstream_ca = directory.path().join("upstream.crt");
+        let roots = UpstreamRoots::follow(upstream_ca, failures.clone()).await.unwrap();
         let dials = Arc::new(DialCounts::default());
         let (secret, in_secret) = watch::channel(Ok("first".parse().unwrap()));
         let target = Target::parse(&format!("https://{address}"), None).unwrap();
@@ -277,6 +279,7 @@ impl Stage {
                 clock: Clock::system(),
                 audit: audit.clone(),
                 metrics: Arc::clone(&metrics),
+                traces: terms.traces,
                 node: Arc::from("node"),
                 streams: TaskTracker::new(),
                 limits: terms.limits.clone(),

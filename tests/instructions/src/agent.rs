@@ -34,6 +34,7 @@ use understudy::{
         spec::{Policy, SessionSpec},
         store::{Outfitter, SessionLookup, Store},
     },
+    traces::Traces,
     trust::{
         own_ca::{ServedNames, serve_own_ca},
         roots::UpstreamRoots,
@@ -133,6 +134,7 @@ pub(crate) async fn run(directory: &Path, server: &str) -> Result<()> {
             clock: Clock::system(),
             audit,
             metrics: Arc::clone(&metrics),
+            traces: Traces::default(),
             node: Arc::from("node"),
             streams: TaskTracker::new(),
             limits: limits.clone(),

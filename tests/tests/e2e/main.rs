@@ -30,6 +30,7 @@ mod streams;
 mod terminal;
 mod tools;
 mod tools_cluster;
+mod traces;
 mod trust;
 mod upgrade;
 mod webhook;

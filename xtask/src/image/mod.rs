@@ -24,14 +24,16 @@ pub(crate) struct Options {
     pub(crate) tag: Reference,
     /// Where the tar goes.
     pub(crate) output: PathBuf,
+    /// Whether the agent sends traces.
+    pub(crate) traces: bool,
 }
 
 /// Builds the agent as the image holds it and leaves it at `output`.
 ///
 /// # Errors
 /// Where it doesn't build, or needs anything of the system that it would run on.
-pub(crate) fn executable(output: &Path) -> Result<()> {
-    let built = static_agent()?;
+pub(crate) fn executable(output: &Path, traces: bool) -> Result<()> {
+    let built = static_agent(traces)?;
     make_parent(output)?;
     fs::copy(&built, output).with_context(|| format!("could not write {}", output.display()))?;
     progress(format!("{} is static", output.display()));
@@ -43,7 +45,7 @@ pub(crate) fn executable(output: &Path) -> Result<()> {
 /// # Errors
 /// Where it doesn't build, isn't static, or the tar can't be written.
 pub(crate) fn image(options: &Options) -> Result<()> {
-    let built = static_agent()?;
+    let built = static_agent(options.traces)?;
     let executable = fs::read(&built).with_context(|| format!("could not read {}", built.display()))?;
     let image = archive::Image {
         reference: &options.tag,
@@ -70,9 +72,9 @@ pub(crate) fn image(options: &Options) -> Result<()> {
 }
 
 /// Builds the agent, linked statically, and makes sure that it is.
-fn static_agent() -> Result<PathBuf> {
+fn static_agent(traces: bool) -> Result<PathBuf> {
     build::ebpf(&setup::ebpf()?, false)?;
-    let built = build::static_agent()?;
+    let built = build::static_agent(traces)?;
     let executable = fs::read(&built).with_context(|| format!("could not read {}", built.display()))?;
     let needs = executable::needs(&executable).with_context(|| format!("{} is no program", built.display()))?;
     ensure!(
