@@ -26,6 +26,7 @@ mod refusals;
 mod scale;
 mod secrets;
 mod sessions;
+mod stored;
 mod streams;
 mod terminal;
 mod tools;
