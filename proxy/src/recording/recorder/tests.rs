@@ -302,7 +302,8 @@ async fn a_file_is_locked_for_as_long_as_it_is_written() {
     let begin = || recordings.begin(about(), terms);
     let only = || {
         let entry = fs::read_dir(directory.path()).unwrap().next();
-        entry.map(|entry| File::open(entry.unwrap().path()).unwrap())
+        // It may be removed between the two.
+        entry.and_then(|entry| File::open(entry.unwrap().path()).ok())
     };
     let unused = begin().await.unwrap();
     let file = only().unwrap();
