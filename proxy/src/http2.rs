@@ -28,6 +28,7 @@ mod tests;
 
 use std::{fmt, io, sync::Arc};
 
+use self::hpack::Malformed;
 pub(crate) use self::{
     asking::Asking,
     client::{Answer, AnswerBody, BodyPiece, Client, Head, Pinger, Upload},
@@ -101,6 +102,13 @@ impl Fault {
 
     const fn protocol(rule: &'static str) -> Self {
         Self::new(ErrorCode::PROTOCOL_ERROR, rule)
+    }
+}
+
+impl From<Malformed> for Fault {
+    /// What comes next couldn't be decoded either (RFC 9113, section 4.3).
+    fn from(_: Malformed) -> Self {
+        Self::new(ErrorCode::COMPRESSION_ERROR, "a head can't be decoded")
     }
 }
 

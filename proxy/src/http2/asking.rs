@@ -13,7 +13,6 @@ use super::{
         ENABLE_PUSH, INITIAL_WINDOW_SIZE, MAX_FRAME, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE, MAX_WINDOW, PREFACE,
         put_headers, put_settings,
     },
-    hpack::Malformed,
     stream::{STREAM_WINDOW, Stream, keep},
     streams::{Shared, State},
 };
@@ -124,8 +123,7 @@ impl State {
             decoder,
         } = block;
         self.known(id)?;
-        let fields = Fields::decode(decoder, block)
-            .map_err(|_: Malformed| Fault::new(ErrorCode::COMPRESSION_ERROR, "a head can't be decoded"))?;
+        let fields = Fields::decode(decoder, block)?;
         let Some(stream) = self.streams.get_mut(&id).filter(|stream| stream.failed.is_none()) else {
             return Ok(());
         };

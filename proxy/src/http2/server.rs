@@ -62,8 +62,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Server<I> {
                 return Poll::Ready(outcome);
             }
             let is_heard = |ping| self.shared.pongs.load(Ordering::SeqCst) >= ping;
-            let role = &self.driver.role;
-            if role.is_closing || !role.is_left && !self.leaving.is_some_and(is_heard) {
+            if !self.driver.role.is_left && !self.leaving.is_some_and(is_heard) || self.has_left() {
                 return Poll::Pending;
             }
             self.leave();
@@ -114,16 +113,19 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Server<I> {
 
     /// Takes no further request. The client is told so, and what it sent before it knew is still taken (RFC 9113, section 6.8).
     pub(crate) fn begin_to_leave(&mut self) {
-        if self.leaving.is_none() && !self.driver.role.is_closing {
+        if self.leaving.is_none() && !self.has_left() {
             let mut state = self.shared.state();
             put_goaway(&mut state.out, MAX_WINDOW, ErrorCode::NO_ERROR);
             self.leaving = Some(ping(&mut state));
         }
     }
 
+    fn has_left(&self) -> bool {
+        self.shared.state().left_at.is_some()
+    }
+
     fn leave(&mut self) {
         self.leaving = None;
-        self.driver.role.is_closing = true;
         let mut state = self.shared.state();
         let last = state.last_begun();
         put_goaway(&mut state.out, last, ErrorCode::NO_ERROR);
@@ -171,7 +173,7 @@ impl Responder {
         fields: impl Iterator<Item = (&'h HeaderName, &'h HeaderValue)>,
         is_last: bool,
     ) {
-        self.0.shared.state().answer(self.0.id, status, fields, is_last);
+        self.0.shared.state().answer(self.0.id, Some(status), fields, is_last);
     }
 
     /// Sends what may be sent of a body; `is_last`: nothing follows it.
@@ -193,15 +195,16 @@ impl Responder {
 
     /// The body is at its end, and these follow.
     pub(crate) fn trailers(&self, fields: &HeaderMap) {
-        self.0.shared.state().answer_ends(self.0.id, fields);
+        self.0.shared.state().answer(self.0.id, None, fields.iter(), true);
     }
 }
 
 impl State {
+    /// Sends the head of an answer, or, without a status, what follows its body.
     fn answer<'h>(
         &mut self,
         id: u32,
-        status: StatusCode,
+        status: Option<StatusCode>,
         fields: impl Iterator<Item = (&'h HeaderName, &'h HeaderValue)>,
         is_last: bool,
     ) {
@@ -211,19 +214,7 @@ impl State {
         stream.is_sent |= is_last;
         let (encoder, max_frame) = (&mut self.encoder, self.max_frame as usize);
         put_headers(&mut self.out, id, is_last, max_frame, |out| {
-            encoder.encode_answer(out, Some(status), fields);
-        });
-        self.wake_driver();
-    }
-
-    fn answer_ends(&mut self, id: u32, fields: &HeaderMap) {
-        let Some(stream) = self.streams.get_mut(&id).filter(|stream| stream.failed.is_none()) else {
-            return;
-        };
-        stream.is_sent = true;
-        let (encoder, max_frame) = (&mut self.encoder, self.max_frame as usize);
-        put_headers(&mut self.out, id, true, max_frame, |out| {
-            encoder.encode_answer(out, None, fields.iter());
+            encoder.encode_answer(out, status, fields);
         });
         self.wake_driver();
     }
@@ -248,7 +239,7 @@ impl Body for RequestBody {
             Some(Err(error)) => Poll::Ready(Some(Err(error))),
             None => {
                 if std::mem::take(&mut this.expects) {
-                    state.answer(this.hold.id, StatusCode::CONTINUE, std::iter::empty(), false);
+                    state.answer(this.hold.id, Some(StatusCode::CONTINUE), std::iter::empty(), false);
                 }
                 Poll::Pending
             }

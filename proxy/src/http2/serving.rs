@@ -17,7 +17,7 @@ use super::{
         put_settings,
     },
     hpack::{
-        ENTRY, Malformed,
+        ENTRY,
         decoder::{Decoder, Name, Pseudo},
     },
     stream::{Came, STREAM_WINDOW, Stream},
@@ -92,8 +92,6 @@ pub(crate) struct Serving {
     /// What was asked, and nobody has begun to answer.
     pub(super) asked: VecDeque<Asked>,
     resets: u32,
-    /// Nothing further is taken.
-    pub(super) is_closing: bool,
     /// Nothing further will come.
     pub(super) is_left: bool,
 }
@@ -104,7 +102,6 @@ impl Serving {
             terms,
             asked: VecDeque::new(),
             resets: 0,
-            is_closing: false,
             is_left: false,
         }
     }
@@ -140,7 +137,7 @@ impl Role for Serving {
         }
         state.next = id + 2;
         // Whoever was told so knows that it wasn't taken.
-        if self.is_closing {
+        if state.left_at.is_some() {
             return Ok(());
         }
         if !state.has_room(self.terms.streams as usize) {
@@ -201,9 +198,8 @@ impl State {
                 Err(Fault::protocol("a stream is begun that was, or could have been before"))
             };
         };
-        let judged = if stream.came == Came::All {
-            stream.ends_with_trailers()
-        } else if fields.wrong.is_some() || fields.has_pseudo || !is_last {
+        let is_proper = fields.wrong.is_none() && !fields.has_pseudo && is_last;
+        let judged = if stream.came != Came::All && !is_proper {
             Err(Fault::protocol("what follows a body isn't as it must be"))
         } else {
             stream.ends_with_trailers()
@@ -245,16 +241,14 @@ impl Fields {
             listed: 0,
             wrong: None,
         };
-        decoder
-            .decode(block, |field| {
-                fields.listed += field.size;
-                if fields.wrong.is_none()
-                    && let Err(wrong) = fields.add(&field.name, field.value.as_ref(), terms)
-                {
-                    fields.wrong = Some(wrong);
-                }
-            })
-            .map_err(|_: Malformed| Fault::new(ErrorCode::COMPRESSION_ERROR, "a head can't be decoded"))?;
+        decoder.decode(block, |field| {
+            fields.listed += field.size;
+            if fields.wrong.is_none()
+                && let Err(wrong) = fields.add(&field.name, field.value.as_ref(), terms)
+            {
+                fields.wrong = Some(wrong);
+            }
+        })?;
         if fields.listed > BOMB * terms.header_list() {
             return Err(CALM);
         }

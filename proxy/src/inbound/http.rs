@@ -33,6 +33,29 @@ pub(super) struct Terms<'a> {
 }
 
 impl Terms<'_> {
+    fn answers(&self) -> Answers<'_> {
+        Answers {
+            forwarder: &self.forwarder,
+            origin: &self.origin,
+        }
+    }
+
+    /// Has a connection served, which is told when no new request is taken.
+    async fn until_stopped<E>(
+        &self,
+        connection: impl Future<Output = Result<(), E>>,
+        stopping: &AtomicBool,
+    ) -> Result<(), E> {
+        let mut connection = pin!(connection);
+        tokio::select! {
+            outcome = connection.as_mut() => outcome,
+            () = self.stopped() => {
+                stopping.store(true, Ordering::Relaxed);
+                connection.await
+            }
+        }
+    }
+
     /// No new request is taken.
     async fn stopped(&self) {
         tokio::select! {
@@ -76,20 +99,9 @@ async fn serve_http1<S>(stream: S, terms: Terms<'_>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let service = Answers {
-        forwarder: &terms.forwarder,
-        origin: &terms.origin,
-    };
-    let stopping = AtomicBool::new(false);
-    let mut connection = pin!(http1::serve(stream, terms.limits, &service, &stopping));
-    let outcome = tokio::select! {
-        outcome = connection.as_mut() => outcome,
-        () = terms.stopped() => {
-            stopping.store(true, Ordering::Relaxed);
-            connection.await
-        }
-    };
-    if let Err(error) = outcome {
+    let (service, stopping) = (terms.answers(), AtomicBool::new(false));
+    let connection = http1::serve(stream, terms.limits, &service, &stopping);
+    if let Err(error) = terms.until_stopped(connection, &stopping).await {
         tracing::debug!(%error, "a client's connection was cut");
     }
 }
@@ -98,20 +110,9 @@ async fn serve_http2<S>(stream: S, terms: Terms<'_>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let service = Answers {
-        forwarder: &terms.forwarder,
-        origin: &terms.origin,
-    };
-    let stopping = AtomicBool::new(false);
-    let mut connection = pin!(http2::serve(stream, terms.limits, &service, &stopping));
-    let outcome = tokio::select! {
-        outcome = connection.as_mut() => outcome,
-        () = terms.stopped() => {
-            stopping.store(true, Ordering::Relaxed);
-            connection.await
-        }
-    };
-    if let Err(error) = outcome {
+    let (service, stopping) = (terms.answers(), AtomicBool::new(false));
+    let connection = http2::serve(stream, terms.limits, &service, &stopping);
+    if let Err(error) = terms.until_stopped(connection, &stopping).await {
         if matches!(error, http2::Cut::Late) {
             terms.forwarder.metrics.limit_hit(Limit::HeaderTimeout);
         }

@@ -46,6 +46,7 @@ use crate::{
         TrustError,
         roots::{UpstreamRoots, client_config},
     },
+    upstream::target::is_here,
 };
 
 /// So many are brought at once, and take as many parts of memory.
@@ -76,6 +77,16 @@ pub struct Options {
     pub path_style: bool,
     /// Whether TLS may be done without to another machine.
     pub allow_plaintext: bool,
+}
+
+impl Options {
+    /// Where the store is; unknown where Amazon's own is asked.
+    fn asked(&self) -> Option<&Origin> {
+        match &self.destination.kind {
+            Kind::Http(origin) => self.endpoint.as_ref().or(Some(origin)),
+            Kind::S3 { .. } => self.endpoint.as_ref(),
+        }
+    }
 }
 
 /// As whom a store is asked.
@@ -206,19 +217,12 @@ impl Uploads {
 
 async fn open(options: &Options, metrics: &Metrics) -> Result<Store, UploadError> {
     let wrong = |why: &str| Err(UploadError::Store(why.to_owned()));
-    let asked = options.endpoint.as_ref().or(match &options.destination.kind {
-        Kind::Http(origin) => Some(origin),
-        Kind::S3 { .. } => None,
-    });
-    if let Some(origin) = asked.filter(|origin| origin.is_plaintext() && !options.allow_plaintext) {
-        let host = origin.authority().parse::<http::uri::Authority>().ok();
-        let is_local = host.is_some_and(|authority| {
-            let host = authority.host().trim_matches(['[', ']']);
-            host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
-        });
-        if !is_local {
-            return Err(UploadError::Plaintext(origin.url()));
-        }
+    if let Some(origin) = options.asked()
+        && origin.is_plaintext()
+        && !options.allow_plaintext
+        && !is_here(origin.host())
+    {
+        return Err(UploadError::Plaintext(origin.url()));
     }
     let transport = Transport::new(trusted(options, metrics).await?, options.allow_plaintext);
     let failures = metrics.reload_failures(Followed::UploadCredentials);
@@ -293,15 +297,12 @@ async fn trusted(options: &Options, metrics: &Metrics) -> Result<Trusted, Upload
         let followed = UpstreamRoots::follow(path, metrics.reload_failures(Followed::UploadCa)).await;
         return followed.map(Trusted::File).map_err(UploadError::Ca);
     }
-    let asked = options.endpoint.as_ref().or(match &options.destination.kind {
-        Kind::Http(origin) => Some(origin),
-        Kind::S3 { .. } => None,
-    });
     let found = task::spawn_blocking(rustls_native_certs::load_native_certs).await;
     let found = found.map_err(|error| UploadError::NoSystemRoots(error.to_string()))?;
     let mut roots = RootCertStore::empty();
     let (added, _) = roots.add_parsable_certificates(found.certs);
-    let needs_none = asked.is_some_and(Origin::is_plaintext) && !matches!(options.login, Login::WebIdentity { .. });
+    let needs_none =
+        options.asked().is_some_and(Origin::is_plaintext) && !matches!(options.login, Login::WebIdentity { .. });
     if added == 0 && !needs_none {
         let why = found
             .errors

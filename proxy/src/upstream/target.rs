@@ -1,6 +1,6 @@
 //! Where an upstream is, and whom its certificate must name. Pinned by configuration, never by a request.
 
-use std::fmt;
+use std::{fmt, net::IpAddr};
 
 use http::{Uri, uri::Authority};
 use rustls::pki_types::ServerName;
@@ -28,6 +28,12 @@ pub enum TargetError {
     /// The name that the certificate must carry is neither a DNS name nor an IP address.
     #[error("serverName {0:?} is neither a DNS name nor an IP address: give the name that the certificate carries")]
     ServerName(String),
+}
+
+/// Whether a URL's host is this node itself, by its name: plaintext to it leaves the node nowhere.
+pub(crate) fn is_here(host: &str) -> bool {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    bare == "localhost" || bare.parse().is_ok_and(|address: IpAddr| address.is_loopback())
 }
 
 impl Target {

@@ -114,10 +114,10 @@ impl Origin {
         self.0.scheme() == Some(&Scheme::HTTP)
     }
 
-    /// The host, IPv6 in brackets, and the port if it was given.
+    /// The host, IPv6 in brackets.
     #[must_use]
-    pub fn authority(&self) -> &str {
-        self.0.authority().map_or("", |authority| authority.as_str())
+    pub fn host(&self) -> &str {
+        self.0.host().unwrap_or_default()
     }
 }
 

@@ -1,6 +1,6 @@
 //! The collector: where it is, who vouches for it, and one connection to it, over the agent's own TLS.
 
-use std::{io, net::IpAddr, path::PathBuf, sync::Arc};
+use std::{io, path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -21,7 +21,7 @@ use super::super::{TracesError, TracesOptions};
 use crate::{
     tls,
     trust::roots::{client_config, load_roots},
-    upstream::target::Target,
+    upstream::target::{Target, is_here},
 };
 
 /// The variables that name the collector: for traces as a whole, otherwise for all signals, beneath which traces have a path.
@@ -169,12 +169,6 @@ impl Collector {
             }
         }
     }
-}
-
-/// Whether a host is this node itself, by its name.
-fn is_here(host: &str) -> bool {
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    bare == "localhost" || bare.parse().is_ok_and(|address: IpAddr| address.is_loopback())
 }
 
 async fn speak(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Result<Connection, HttpError> {
