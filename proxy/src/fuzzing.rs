@@ -16,15 +16,17 @@ mod said;
 mod sessions;
 mod stream;
 mod target;
+mod upstream;
 
 /// A property, of any bytes.
 pub type Property = fn(&[u8]);
 
 /// Each by the name of its fuzz target and of its corpus.
-pub const PROPERTIES: [(&str, Property); 14] = [
+pub const PROPERTIES: [(&str, Property); 15] = [
     ("request_head", heads::request),
     ("answer_head", heads::answer),
     ("request_stream", stream::holds),
+    ("answer_stream", upstream::holds),
     ("request_target", target::holds),
     ("session_file", sessions::file),
     ("session_resource", sessions::resource),

@@ -13,6 +13,7 @@ pub mod logging;
 pub mod backoff;
 pub mod clock;
 pub mod environment;
+pub(crate) mod escape;
 pub mod files;
 pub mod pod;
 pub mod told;

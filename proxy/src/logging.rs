@@ -182,8 +182,6 @@ mod tests {
         sync::{Mutex, PoisonError},
     };
 
-    use rstest::rstest;
-
     use super::*;
 
     #[derive(Clone, Default)]
@@ -206,30 +204,35 @@ mod tests {
         }
     }
 
-    #[rstest]
-    fn levels_change_while_it_runs(#[values(LogFormat::Text, LogFormat::Json)] format: LogFormat) {
-        let page = Page::default();
-        let writer = page.clone();
-        let (log, levels) = build(format, "info", move || writer.clone());
-        tracing::subscriber::with_default(log, || {
-            let say = || {
-                tracing::debug!("a detail");
-                tracing::debug!(target: "kube_client::client", "an answer that holds a secret");
-                page.take()
-            };
-            assert!(!say().contains("a detail"));
-            levels.raise().unwrap();
-            let raised = say();
-            assert!(raised.contains("a detail"), "{raised}");
-            // What is in force stays when what comes can't be understood.
-            levels.set("understudy=loud").unwrap_err();
-            assert!(say().contains("a detail"));
-            levels.set("").unwrap();
-            assert!(!say().contains("a detail"));
-            levels.set("trace").unwrap();
-            let all = say();
-            assert!(all.contains("a detail") && !all.contains("secret"), "{all}");
-        });
+    /// One after the other: what is asked of each place that logs is kept for the process as a whole.
+    #[test]
+    fn levels_change_while_it_runs() {
+        for format in [LogFormat::Text, LogFormat::Json] {
+            let page = Page::default();
+            let writer = page.clone();
+            let (log, levels) = build(format, "info", move || writer.clone());
+            tracing::subscriber::with_default(log, || levels_change(&page, &levels));
+        }
+    }
+
+    fn levels_change(page: &Page, levels: &Levels) {
+        let say = || {
+            tracing::debug!("a detail");
+            tracing::debug!(target: "kube_client::client", "an answer that holds a secret");
+            page.take()
+        };
+        assert!(!say().contains("a detail"));
+        levels.raise().unwrap();
+        let raised = say();
+        assert!(raised.contains("a detail"), "{raised}");
+        // What is in force stays when what comes can't be understood.
+        levels.set("understudy=loud").unwrap_err();
+        assert!(say().contains("a detail"));
+        levels.set("").unwrap();
+        assert!(!say().contains("a detail"));
+        levels.set("trace").unwrap();
+        let all = say();
+        assert!(all.contains("a detail") && !all.contains("secret"), "{all}");
     }
 
     #[tokio::test]

@@ -3,7 +3,7 @@
 //! [`target`] says where and whom to expect there, [`roots`] who vouches for it; [`dial`] opens one verified connection; [`h2`],
 //! [`h1`] and [`direct`] carry requests over one; [`pool`] chooses among many, of which there are only so many ([`socket`]). Nothing here knows of sessions or identities.
 
-mod answer;
+pub(crate) mod answer;
 pub mod body;
 pub mod dial;
 pub mod direct;

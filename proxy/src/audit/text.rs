@@ -1,7 +1,10 @@
 //! Events as JSON, written straight into the bytes that go out: no value is built on the way, and what is the same for
 //! every event of a pod or of a user is put into JSON once.
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    net::IpAddr,
+    sync::{Arc, OnceLock},
+};
 
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
@@ -12,6 +15,7 @@ use super::{
     user::User,
 };
 use crate::{
+    escape,
     pod::EnrolledPod,
     request_info::{RequestInfo, ResourceRequest},
     status::Refusal,
@@ -59,6 +63,8 @@ impl PodText {
 #[derive(Debug, Default)]
 pub(super) struct Scribe {
     dates: Dates,
+    /// The address that was written last, with its quotes: most events are of one pod's, as those before.
+    address: Option<(IpAddr, Box<[u8]>)>,
 }
 
 impl Scribe {
@@ -86,7 +92,7 @@ impl Scribe {
         }
         if let Some(source) = asked.source {
             out.extend_from_slice(br#","sourceIPs":["#);
-            json(out, &source);
+            self.address(out, source);
             out.push(b']');
         }
         if let Some(agent) = &asked.user_agent {
@@ -112,6 +118,16 @@ impl Scribe {
             }
         }
         out.extend_from_slice(b"}}\n");
+    }
+
+    fn address(&mut self, out: &mut Vec<u8>, address: IpAddr) {
+        let kept = self.address.take().filter(|(kept, _)| *kept == address);
+        let (_, text) = self.address.insert(kept.unwrap_or_else(|| {
+            let mut text = Vec::new();
+            json(&mut text, &address);
+            (address, text.into())
+        }));
+        out.extend_from_slice(text);
     }
 
     /// Appends what says that events are missing.
@@ -270,7 +286,9 @@ fn number_annotation(out: &mut Vec<u8>, name: &str, value: u64) {
 
 /// Appends a string with its quotes.
 pub(super) fn string(out: &mut Vec<u8>, text: &str) {
-    json(out, text);
+    out.push(b'"');
+    escape::append(out, text, false);
+    out.push(b'"');
 }
 
 /// Strings and numbers always serialize, and a vector takes all.

@@ -265,7 +265,8 @@ fn request_line(line: &[u8]) -> u8 {
     }
 }
 
-fn field(line: &[u8]) -> (&[u8], &[u8]) {
+/// Its name and its value.
+pub(super) fn field(line: &[u8]) -> (&[u8], &[u8]) {
     let Some(colon) = line.iter().position(|byte| *byte == b':') else {
         panic!("a field without a colon");
     };
@@ -280,7 +281,7 @@ fn is_token(name: &[u8]) -> bool {
 }
 
 /// Digits alone.
-fn number(digits: &[u8], radix: u32) -> u64 {
+pub(super) fn number(digits: &[u8], radix: u32) -> u64 {
     let is_digit = |byte: &u8| char::from(*byte).is_digit(radix);
     assert!(!digits.is_empty() && digits.iter().all(is_digit), "no number");
     let text = str::from_utf8(digits).unwrap_or_default();

@@ -5,7 +5,6 @@
 //! write. Each sum is the BLAKE3 hash of every byte before it, earlier sums included: what is changed, taken out or put in
 //! shows in all that follow.
 
-mod escape;
 mod lines;
 mod proof;
 mod seal;

@@ -30,21 +30,21 @@ pub enum Malformed {
 
 /// How an answer's body is framed, and whether another answer may follow it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Framing {
-    pub(super) length: Length,
-    pub(super) reusable: bool,
+pub(crate) struct Framing {
+    pub(crate) length: Length,
+    pub(crate) reusable: bool,
 }
 
 /// Where a body ends (RFC 9112, section 6.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Length {
+pub(crate) enum Length {
     Sized(u64),
     Chunked,
     Rest,
 }
 
 /// Takes the head of the final answer off `read`, once it is there. Interim answers before it are dropped; 101 is final.
-pub(super) fn read(read: &mut BytesMut, method: &Method) -> Result<Option<(Response<()>, Framing)>, Malformed> {
+pub(crate) fn read(read: &mut BytesMut, method: &Method) -> Result<Option<(Response<()>, Framing)>, Malformed> {
     loop {
         let mut fields = [const { MaybeUninit::uninit() }; FIELDS];
         let mut parsed = httparse::Response::new(&mut []);
@@ -132,7 +132,7 @@ fn fields_of(fields: &[Header<'_>]) -> Result<HeaderMap, Malformed> {
 
 /// How far a body of chunks has been read (RFC 9112, section 7.1).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) enum Chunks {
+pub(crate) enum Chunks {
     /// Before a line that says a size.
     #[default]
     Size,
@@ -146,7 +146,7 @@ pub(super) enum Chunks {
 
 /// What comes next of a body.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Piece {
+pub(crate) enum Piece {
     Data(Bytes),
     /// Nothing before more is read.
     More,
@@ -156,7 +156,7 @@ pub(super) enum Piece {
 
 impl Chunks {
     /// Takes the next piece off what was read.
-    pub(super) fn next(&mut self, read: &mut BytesMut) -> Result<Piece, Malformed> {
+    pub(crate) fn next(&mut self, read: &mut BytesMut) -> Result<Piece, Malformed> {
         loop {
             match self {
                 Self::Size => {

@@ -2,7 +2,8 @@
 
 use std::{io::Write as _, time::Duration};
 
-use super::{Code, escape};
+use super::Code;
+use crate::escape;
 
 /// What is shown or typed within as long is one line: a viewer sees no difference, and of a program that prints a few bytes
 /// at a time more would be said than it prints.

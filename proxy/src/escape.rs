@@ -1,5 +1,5 @@
-//! Text as what stands between the quotes of a JSON string, a block at a time: a recording is mostly that, and a byte at a
-//! time it took as long as all else that is done for one.
+//! Text as what stands between the quotes of a JSON string, a block at a time: a recording is mostly that, and an audit event
+//! much of it. A byte at a time it took as long as all else that is done for a recording.
 
 /// As many bytes are looked at together: a bit of a word for each.
 const BLOCK: usize = 64;
@@ -14,7 +14,7 @@ static PLAIN: [[u8; ESCAPE]; 256] = escapes(false);
 static RETURNED: [[u8; ESCAPE]; 256] = escapes(true);
 
 /// Appends text. With `returns`, each line feed has a carriage return before it.
-pub(super) fn append(out: &mut Vec<u8>, text: &str, returns: bool) {
+pub(crate) fn append(out: &mut Vec<u8>, text: &str, returns: bool) {
     let escapes = if returns { &RETURNED } else { &PLAIN };
     // Lines of some length, that the room rarely has to grow while they are written.
     out.reserve(text.len() + text.len() / 16 + BLOCK);
@@ -34,6 +34,11 @@ pub(super) fn append(out: &mut Vec<u8>, text: &str, returns: bool) {
             marked &= marked - 1;
         }
         out.extend_from_slice(&block[from..]);
+    }
+    // Few bytes, of which nearly always none is marked: no loop with a way out, so that it is one over registers.
+    if !rest.iter().fold(false, |any, byte| any | is_marked(*byte)) {
+        out.extend_from_slice(rest);
+        return;
     }
     for byte in rest {
         push(out, escapes[usize::from(*byte)]);
