@@ -187,7 +187,7 @@ impl<'b> Reader<'b> {
             Body::Sized(length) => self.take(length, data).map(|()| 0),
             Body::Chunked => {
                 loop {
-                    let line = self.line()?;
+                    let line = self.chunk_line(breaks)?;
                     let size = line.split(|byte| *byte == b';').next().unwrap_or_default();
                     let size = size.trim_ascii_end();
                     let digits = str::from_utf8(size).unwrap_or_default();
@@ -199,7 +199,7 @@ impl<'b> Reader<'b> {
                         break;
                     }
                     self.take(size, data)?;
-                    let end = self.line()?;
+                    let end = self.chunk_line(breaks)?;
                     if breaks && !end.is_empty() {
                         return None;
                     }
@@ -224,6 +224,17 @@ impl<'b> Reader<'b> {
         let rest = self.0.get(length..);
         self.0 = rest.unwrap_or_default();
         rest.map(drop)
+    }
+
+    /// A line about a chunk, which has a carriage return before its line feed.
+    fn chunk_line(&mut self, breaks: bool) -> Option<&'b [u8]> {
+        let came = self.0;
+        let line = self.line()?;
+        if came.get(line.len()) != Some(&b'\r') {
+            assert!(breaks, "a bare line feed");
+            return None;
+        }
+        Some(line)
     }
 
     /// The next line, without its end, which may be a line feed alone (RFC 9112, section 2.2).

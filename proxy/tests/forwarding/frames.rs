@@ -5,7 +5,7 @@ use std::fmt;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    time::timeout,
+    time::{error::Elapsed, timeout},
 };
 use tokio_rustls::client::TlsStream;
 
@@ -101,6 +101,8 @@ pub(crate) enum End {
     Reset(u32),
     GoAway(u32),
     Closed,
+    /// None came.
+    Open,
 }
 
 impl fmt::Display for End {
@@ -111,9 +113,13 @@ impl fmt::Display for End {
             Self::Reset(code) => write!(f, "stream reset, {}", name(*code)),
             Self::GoAway(code) => write!(f, "GOAWAY {}", name(*code)),
             Self::Closed => f.write_str("connection closed"),
+            Self::Open => write!(f, "nothing in {PATIENCE:?}"),
         }
     }
 }
+
+/// Kind, flags, stream and payload.
+type Frame = (u8, u8, u32, Vec<u8>);
 
 /// A connection that was greeted as it should be, unless said otherwise.
 pub(crate) struct Raw {
@@ -144,20 +150,24 @@ impl Raw {
         self.io.write_all(bytes.as_ref()).await.is_ok() && self.io.flush().await.is_ok()
     }
 
-    /// The next frame: kind, flags, stream, payload; none where the connection has ended.
-    pub(crate) async fn next(&mut self) -> Option<(u8, u8, u32, Vec<u8>)> {
+    /// The next frame; none where the connection has ended.
+    pub(crate) async fn next(&mut self) -> Option<Frame> {
+        self.try_next().await.expect("a frame")
+    }
+
+    async fn try_next(&mut self) -> Result<Option<Frame>, Elapsed> {
         loop {
             if self.received.len() >= 9 {
                 let length = u32::from_be_bytes([0, self.received[0], self.received[1], self.received[2]]) as usize;
                 if self.received.len() >= 9 + length {
                     let frame: Vec<u8> = self.received.drain(..9 + length).collect();
                     let stream = u32::from_be_bytes([frame[5], frame[6], frame[7], frame[8]]);
-                    return Some((frame[3], frame[4], stream, frame[9..].to_vec()));
+                    return Ok(Some((frame[3], frame[4], stream, frame[9..].to_vec())));
                 }
             }
             let read = timeout(PATIENCE, self.io.read_buf(&mut self.received));
-            if !matches!(read.await.expect("a frame"), Ok(1..)) {
-                return None;
+            if !matches!(read.await?, Ok(1..)) {
+                return Ok(None);
             }
         }
     }
@@ -166,8 +176,10 @@ impl Raw {
     pub(crate) async fn end_of(&mut self, stream: u32) -> End {
         let number = |payload: &[u8], at: usize| u32::from_be_bytes(payload[at..at + 4].try_into().unwrap());
         loop {
-            let Some((kind, flags, on, payload)) = self.next().await else {
-                return End::Closed;
+            let (kind, flags, on, payload) = match self.try_next().await {
+                Ok(Some(frame)) => frame,
+                Ok(None) => return End::Closed,
+                Err(_) => return End::Open,
             };
             match kind {
                 GOAWAY => return End::GoAway(number(&payload, 4)),

@@ -211,6 +211,16 @@ fn floods() -> Vec<(&'static str, Vec<Vec<u8>>, &'static str)> {
                 .collect(),
             calm,
         ),
+        (
+            "DATA beyond the connection's window, on streams that keep to theirs",
+            streams(20)
+                .flat_map(|stream| {
+                    let data = frame(DATA, 0, stream, [b'x'; 16_000]);
+                    std::iter::once(post_to(stream, "/stalled")).chain(std::iter::repeat_n(data, 16))
+                })
+                .collect(),
+            "GOAWAY FLOW_CONTROL_ERROR",
+        ),
     ]
 }
 
