@@ -41,6 +41,7 @@ pub mod limits;
 
 pub mod tls;
 
+pub mod apart;
 pub mod gather;
 
 pub mod inbound;

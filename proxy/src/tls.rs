@@ -9,10 +9,11 @@ mod side;
 mod tests;
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     fmt,
     future::poll_fn,
     io::{self, IoSlice},
+    mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -40,8 +41,9 @@ const READ_FIRST: usize = 4 * 1024;
 const READ_MOST: usize = 64 * 1024;
 /// The most plaintext of a record (RFC 8446, section 5.1).
 const RECORD: usize = 16 * 1024;
-/// What is encrypted at a time: as many records are handed to the kernel together.
-const WRITE_MOST: usize = 4 * RECORD;
+/// What is encrypted at a time: as many records are handed to the kernel together. With what TLS adds to them they are one
+/// packet over the loopback, whose MTU is 65,536 bytes. One byte more is another packet, and that costs as much as the first.
+pub(crate) const WRITE_MOST: usize = 4 * RECORD - 256;
 /// As much that waits to be sent is sent along with what is encrypted next: a server's tickets, a change of keys.
 const ALONG: usize = 2 * 1024;
 /// Room for all of it, with what TLS adds to each record in either version.
@@ -54,6 +56,8 @@ thread_local! {
     static OUT: RefCell<Vec<u8>> = RefCell::new(vec![0; SCRATCH]);
     /// Where small pieces are gathered for one record.
     static GATHERED: RefCell<Vec<u8>> = RefCell::new(Vec::with_capacity(RECORD));
+    /// The buffer that something small was last read into, for whoever reads next.
+    static SPARE: Cell<Option<BytesMut>> = const { Cell::new(None) };
 }
 
 /// A connection that speaks TLS, seen from the inside.
@@ -217,7 +221,7 @@ impl<S: Side> TlsStream<S> {
             // What follows the end is nothing (RFC 8446, section 6.1).
             self.incoming.clear();
         }
-        release(&mut self.incoming);
+        put_by(&mut self.incoming);
         Ok(())
     }
 
@@ -248,6 +252,9 @@ impl<S: Side> TlsStream<S> {
     fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // Not before something is there to be read: a connection that waits has no buffer.
         ready!(self.io.poll_read_ready(cx))?;
+        if self.incoming.is_empty() {
+            self.incoming = SPARE.take().unwrap_or_default();
+        }
         self.incoming.reserve(self.appetite);
         let room = self.incoming.capacity() - self.incoming.len();
         let read = poll_read_buf(Pin::new(&mut self.io), cx, &mut self.incoming);
@@ -255,7 +262,7 @@ impl<S: Side> TlsStream<S> {
             Poll::Ready(Ok(0)) => self.ended = true,
             Poll::Ready(Ok(read)) if read == room => self.appetite = READ_MOST.min(self.appetite * 4),
             Poll::Ready(Ok(read)) if read < self.appetite / 4 => self.appetite = READ_FIRST.max(self.appetite / 2),
-            _ => release(&mut self.incoming),
+            _ => put_by(&mut self.incoming),
         }
         read.map_ok(drop)
     }
@@ -325,6 +332,17 @@ fn release(buffer: &mut BytesMut) {
     }
 }
 
+/// Lets go of a buffer that has nothing in it, and leaves one of the usual size to whoever reads next: a larger one would
+/// stay with a connection that sends a record's first bytes and no more.
+fn put_by(buffer: &mut BytesMut) {
+    if buffer.is_empty() {
+        let mut buffer = mem::take(buffer);
+        if buffer.try_reclaim(READ_FIRST) && buffer.capacity() == READ_FIRST {
+            SPARE.set(Some(buffer));
+        }
+    }
+}
+
 /// Puts a message of rustls' own behind what is to be sent.
 fn encode<D>(mut message: EncodeTlsData<'_, D>, outgoing: &mut BytesMut) -> io::Result<()> {
     // It says how much room it needs when it has none.
@@ -351,7 +369,7 @@ fn encrypt<D>(
     GATHERED.with_borrow_mut(|gathered| {
         gathered.clear();
         let mut left = WRITE_MOST;
-        for piece in pieces {
+        for (index, piece) in pieces.iter().enumerate() {
             let mut piece = &piece[..piece.len().min(left)];
             left -= piece.len();
             if !gathered.is_empty() {
@@ -363,7 +381,14 @@ fn encrypt<D>(
                     gathered.clear();
                 }
             }
-            let (whole, rest) = piece.split_at(piece.len() - piece.len() % RECORD);
+            // What nothing follows isn't gathered: that would be a copy.
+            let is_last = left == 0 || index + 1 == pieces.len();
+            let rest = if is_last && gathered.is_empty() {
+                0
+            } else {
+                piece.len() % RECORD
+            };
+            let (whole, rest) = piece.split_at(piece.len() - rest);
             if !whole.is_empty() {
                 seal(whole)?;
             }

@@ -32,10 +32,13 @@ use crate::{
     },
     sessions::live::LiveSession,
     status::Refusal,
+    tls,
 };
 
-/// What each direction of a pipe may hold.
-const PIPE_BUFFER: usize = 16 * 1024;
+/// What a pipe may hold on its way to the server: what is typed, for the most part.
+const PIPE_UP: usize = 16 * 1024;
+/// What it may hold on its way to the client, in bytes: as much as [`tls`] sends with one call.
+const PIPE_DOWN: usize = tls::WRITE_MOST;
 
 /// A client's wish to go on in another protocol.
 pub struct Upgrade {
@@ -284,7 +287,7 @@ where
         io: upstream,
         count: &down,
     };
-    copy_bidirectional_with_sizes(&mut client, &mut upstream, PIPE_BUFFER, PIPE_BUFFER)
+    copy_bidirectional_with_sizes(&mut client, &mut upstream, PIPE_UP, PIPE_DOWN)
         .await
         .map(drop)
 }

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{admin::Condition, metrics::SinkMetrics};
 
-const BATCH: usize = 256;
+const BATCH: usize = 512;
 /// After a write, what comes is gathered for so long: at thousands of requests a second, a write for each would cost as
 /// much as the requests.
 const GATHER: Duration = Duration::from_millis(10);

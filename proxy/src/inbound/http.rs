@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{http1, http2, service::Service, tls::Accepted};
 use crate::{
+    apart::apart,
     body::{ResponseBody, client::ClientBody},
     forward::{Forwarder, Origin},
     limits::Limits,
@@ -49,7 +50,7 @@ impl Terms<'_> {
         let mut connection = pin!(connection);
         tokio::select! {
             outcome = connection.as_mut() => outcome,
-            () = self.stopped() => {
+            () = apart(self.stopped()) => {
                 stopping.store(true, Ordering::Relaxed);
                 connection.await
             }

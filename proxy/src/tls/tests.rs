@@ -39,7 +39,11 @@ fn both(versions: &[&'static SupportedProtocolVersion]) -> (Arc<ServerConfig>, A
 }
 
 async fn tcp() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    tcp_at("127.0.0.1:0").await
+}
+
+async fn tcp_at(address: &str) -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind(address).await.unwrap();
     let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
     (near.unwrap(), far.unwrap().0)
 }
@@ -170,6 +174,68 @@ async fn a_silent_connection_holds_no_buffer() {
     for buffer in [&ours.incoming, &ours.plain, &ours.outgoing] {
         assert_eq!(buffer.capacity(), 0);
     }
+}
+
+/// Another packet for the last bytes of a call would cost as much as one for all of them.
+#[rstest]
+#[case::ipv4(&version::TLS13, "127.0.0.1:0")]
+#[case::ipv6(&version::TLS13, "[::1]:0")]
+#[case::tls12(&version::TLS12, "[::1]:0")]
+#[tokio::test]
+async fn what_is_sent_at_once_is_one_packet(#[case] version: &'static SupportedProtocolVersion, #[case] address: &str) {
+    let (server, client) = both(&[version]);
+    let (near, far) = tcp_at(address).await;
+    let (ours, theirs) = tokio::join!(accept(far, &server), TlsConnector::from(client).connect(name(), near));
+    let (mut ours, mut theirs) = (ours.unwrap(), theirs.unwrap());
+    // The tickets go with what is sent first, and a packet is no more than half of the window, which has to open.
+    let large = bytes(1 << 20);
+    let mut came = vec![0; large.len()];
+    for _ in 0..16 {
+        let (sent, received) = soon(async { tokio::join!(ours.write_all(&large), theirs.read_exact(&mut came)) }).await;
+        (sent.unwrap(), received.unwrap());
+    }
+    let packet = socket2::SockRef::from(&ours.io).tcp_mss().unwrap() as usize;
+
+    let taken = soon(ours.write(&large)).await.unwrap();
+    assert!(ours.outgoing.is_empty(), "the kernel took all of it");
+    let (raw, mut sent) = (theirs.get_mut().0, vec![0; 1 << 20]);
+    let mut length = 0;
+    while let Ok(read) = timeout(Duration::from_millis(200), raw.read(&mut sent)).await {
+        length += read.unwrap();
+    }
+    assert!(
+        taken < length && length <= packet,
+        "{taken} bytes, {length} sent, {packet} in a packet"
+    );
+    assert!(length > packet - 512, "and it is nearly full: {length} of {packet}");
+}
+
+#[tokio::test]
+async fn a_buffer_goes_from_one_connection_to_the_next() {
+    let (mut one, mut its_peer) = serving(&[&version::TLS13]).await;
+    let (mut other, mut others_peer) = serving(&[&version::TLS13]).await;
+    let large = bytes(1 << 20);
+    let mut came = vec![0; large.len()];
+    soon(async {
+        its_peer.write_all(b"x").await.unwrap();
+        assert_eq!(one.read_u8().await.unwrap(), b'x');
+        let spare = SPARE.take().expect("one has left its own");
+        let (at, size) = (spare.as_ptr(), spare.capacity());
+        SPARE.set(Some(spare));
+        others_peer.write_all(b"y").await.unwrap();
+        assert_eq!(other.read_u8().await.unwrap(), b'y');
+        let spare = SPARE.take().expect("the other as well");
+        assert_eq!((spare.as_ptr(), spare.capacity(), size), (at, size, READ_FIRST));
+
+        // What was made larger isn't left to others: they could hold it with a record's first byte.
+        let (sent, received) = tokio::join!(its_peer.write_all(&large), one.read_exact(&mut came));
+        (sent.unwrap(), received.unwrap());
+        assert!(SPARE.take().is_none_or(|spare| spare.capacity() == READ_FIRST));
+        others_peer.get_mut().0.write_all(&[23]).await.unwrap();
+        assert!(timeout(Duration::from_millis(50), other.read_u8()).await.is_err());
+        assert_eq!((other.incoming.len(), other.incoming.capacity()), (1, READ_FIRST));
+    })
+    .await;
 }
 
 #[tokio::test]
