@@ -211,8 +211,9 @@ impl Stage {
         }
     }
 
+    /// Beside what the agent watches, as on a node: a file that is written in a directory wakes whoever watches that.
     fn audit_log(&self) -> PathBuf {
-        self.node.directory().join("agent/audit.jsonl")
+        self.node.directory().join("audit/audit.jsonl")
     }
 
     fn recordings(&self) -> PathBuf {
@@ -455,8 +456,13 @@ impl Target {
 
     /// As on a node, with one processor. Its limits on a pod are raised, for the pod is all clients at once.
     async fn agent(&self, executable: Option<PathBuf>) -> Result<Server> {
+        let audit_log = self.stage.audit_log();
+        if let Some(directory) = audit_log.parent() {
+            fs::create_dir_all(directory).context("making a directory for the audit log")?;
+        }
         let mut options = AgentOptions::default()
             .log_level("info")
+            .audit_log(audit_log)
             .open_files(u32::try_from(self.stage.open_files).unwrap_or(u32::MAX))
             .processors(&PROXY.to_string())
             .args(["--max-connections-per-pod", "65536"])
