@@ -192,7 +192,8 @@ async fn what_is_sent_at_once_is_one_packet(#[case] version: &'static SupportedP
     let mut came = vec![0; large.len()];
     for _ in 0..16 {
         let (sent, received) = soon(async { tokio::join!(ours.write_all(&large), theirs.read_exact(&mut came)) }).await;
-        (sent.unwrap(), received.unwrap());
+        sent.unwrap();
+        received.unwrap();
     }
     let packet = socket2::SockRef::from(&ours.io).tcp_mss().unwrap() as usize;
 
@@ -229,7 +230,8 @@ async fn a_buffer_goes_from_one_connection_to_the_next() {
 
         // What was made larger isn't left to others: they could hold it with a record's first byte.
         let (sent, received) = tokio::join!(its_peer.write_all(&large), one.read_exact(&mut came));
-        (sent.unwrap(), received.unwrap());
+        sent.unwrap();
+        received.unwrap();
         assert!(SPARE.take().is_none_or(|spare| spare.capacity() == READ_FIRST));
         others_peer.get_mut().0.write_all(&[23]).await.unwrap();
         assert!(timeout(Duration::from_millis(50), other.read_u8()).await.is_err());
