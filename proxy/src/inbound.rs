@@ -21,7 +21,6 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    apart::apart,
     caller::x509::Certificate,
     forward::{Forwarder, Origin},
     limits::{Limits, load::Place},
@@ -165,21 +164,16 @@ impl Server {
                 }
             }
         };
-        let cut = async {
-            tokio::select! {
-                () = pod.gone.cancelled() => {}
-                () = pod.load.shed.notified() => {}
-                () = async {
-                    session_end(self.forwarder.sessions.clone(), &pod.wanted.session, asks).await;
-                    ended.cancel();
-                    tokio::time::sleep(LAST_WORDS).await;
-                } => {}
-            }
-        };
-        // The connection itself is cut, and so what a client that doesn't read would hold open.
+        // Both ends cut the connection itself, and so what a client that doesn't read would hold open.
         tokio::select! {
             () = served => {}
-            () = apart(cut) => {}
+            () = pod.gone.cancelled() => {}
+            () = pod.load.shed.notified() => {}
+            () = async {
+                session_end(self.forwarder.sessions.clone(), &pod.wanted.session, asks).await;
+                ended.cancel();
+                tokio::time::sleep(LAST_WORDS).await;
+            } => {}
         }
     }
 }

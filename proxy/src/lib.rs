@@ -41,7 +41,6 @@ pub mod limits;
 
 pub mod tls;
 
-pub mod apart;
 pub mod gather;
 
 pub mod inbound;

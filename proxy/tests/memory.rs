@@ -131,7 +131,7 @@ async fn settled() -> isize {
     }
 }
 
-/// The limits are some way above what it is: 7.4 KiB over HTTP/1.1, and 2 over HTTP/2.
+/// The limits are some way above what it is: 8.7 KiB over HTTP/1.1, and 0.6 over HTTP/2.
 #[tokio::test]
 async fn an_idle_watch_holds_little_and_leaves_nothing() {
     let stage = agent().await;

@@ -14,7 +14,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::{http1, http2, service::Service, tls::Accepted};
 use crate::{
-    apart::apart,
     body::{ResponseBody, client::ClientBody},
     forward::{Forwarder, Origin},
     limits::Limits,
@@ -50,7 +49,7 @@ impl Terms<'_> {
         let mut connection = pin!(connection);
         tokio::select! {
             outcome = connection.as_mut() => outcome,
-            () = apart(self.stopped()) => {
+            () = self.stopped() => {
                 stopping.store(true, Ordering::Relaxed);
                 connection.await
             }
