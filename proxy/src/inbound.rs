@@ -158,8 +158,10 @@ impl Server {
                 }
                 Err(error) => {
                     self.metrics.handshake_failed(error.label());
-                    let (name, now) = (&pod.wanted.name, self.forwarder.clock.now());
-                    self.metrics.lately().refused(name, What::Handshake, error.label(), now);
+                    if error.is_refusal() {
+                        let (name, now) = (&pod.wanted.name, self.forwarder.clock.now());
+                        self.metrics.lately().refused(name, What::Handshake, error.label(), now);
+                    }
                     tracing::debug!(pod = %pod.wanted.name, %error, "a connection was not served");
                 }
             }

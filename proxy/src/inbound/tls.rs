@@ -70,6 +70,12 @@ impl HandshakeError {
             Self::Io(_) => "io",
         }
     }
+
+    /// Whether a pod's operator, who asks what went wrong, should hear of it. Who only looks whether somebody listens, as
+    /// the gate and checks of a port do, was refused nothing.
+    pub(super) fn is_refusal(&self) -> bool {
+        !matches!(self, Self::Silent)
+    }
 }
 
 /// Brings the handshake to its end.

@@ -14,7 +14,10 @@ use tokio::{
     time::timeout,
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector};
-use understudy::{limits::Limits, metrics::Limit};
+use understudy::{
+    limits::Limits,
+    metrics::{self, Limit},
+};
 use understudy_cases::{Area, seen};
 
 use crate::{
@@ -305,4 +308,25 @@ async fn plain_http_is_refused_unread() {
     // And a TLS client that says HTTP/1.0 is served as one.
     let outcome = play(&stage, "GET /api HTTP/1.0\r\n\r\n").await;
     assert_eq!(outcome.to_string(), "200, connection closed; one request upstream");
+}
+
+/// As the gate does, and any check of a port.
+#[tokio::test]
+async fn a_client_that_only_looks_whether_somebody_listens_was_refused_nothing() {
+    let stage = Stage::new(Terms::default(), |_| async { whole("served") }).await;
+    drop(stage.tcp().await);
+    write(&mut stage.tcp().await, "GET /api HTTP/1.1\r\n\r\n").await;
+    let failed = |cause: &str| {
+        let counter = format!("tls_handshake_failures_total{{cause=\"{cause}\"}} 1\n");
+        metrics::text(&stage.metrics.registry()).unwrap().contains(&counter)
+    };
+    let both = async {
+        while !(failed("silent") && failed("plain_http")) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, both).await.expect("both are counted");
+    let refused = stage.metrics.lately().of(&stage.pod.wanted.name);
+    let reasons: Vec<_> = refused.iter().map(|refused| refused.reason.as_str()).collect();
+    assert_eq!(reasons, ["plain_http"]);
 }
