@@ -5,6 +5,8 @@ mod context;
 mod queue;
 mod sampling;
 mod spans;
+#[cfg(test)]
+mod tests;
 
 use std::{
     net::{IpAddr, SocketAddr},

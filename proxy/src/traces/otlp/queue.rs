@@ -23,13 +23,13 @@ use super::spans::Spans;
 use crate::metrics::PREFIX;
 
 /// As many requests may wait: a quarter of what OpenTelemetry has for spans (`OTEL_BSP_MAX_QUEUE_SIZE`), some two each.
-const ROOM: usize = 1024;
+pub(super) const ROOM: usize = 1024;
 /// As many go together.
 const BATCH: usize = 256;
 /// How long to gather before a batch is sent.
 const GATHER: Duration = Duration::from_secs(1);
 /// How long the collector may take for a batch.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 const COMPLAIN_EVERY: Duration = Duration::from_secs(30);
 
 /// Why a span was lost.

@@ -41,6 +41,27 @@ impl Spans {
         }
     }
 
+    /// One span that says nothing.
+    #[cfg(test)]
+    pub(super) fn of_nothing() -> Self {
+        let server = SpanData {
+            span_context: SpanContext::NONE,
+            parent_span_id: SpanId::INVALID,
+            parent_span_is_remote: false,
+            span_kind: SpanKind::Server,
+            name: "GET".into(),
+            start_time: SystemTime::UNIX_EPOCH,
+            end_time: SystemTime::UNIX_EPOCH,
+            attributes: Vec::new(),
+            dropped_attributes_count: 0,
+            events: SpanEvents::default(),
+            links: SpanLinks::default(),
+            status: Status::Unset,
+            instrumentation_scope: InstrumentationScope::default(),
+        };
+        Self { server, client: None }
+    }
+
     pub(super) fn count(&self) -> usize {
         1 + usize::from(self.client.is_some())
     }
