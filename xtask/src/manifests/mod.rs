@@ -25,7 +25,7 @@ struct Variant {
 }
 
 /// Every way to install or remove, by kustomize and by the chart.
-const VARIANTS: [Variant; 8] = [
+const VARIANTS: [Variant; 10] = [
     Variant {
         kustomization: "overlays/own-ca",
         values: "helm/understudy/ci/own-ca-values.yaml",
@@ -53,6 +53,14 @@ const VARIANTS: [Variant; 8] = [
     Variant {
         kustomization: "examples/monitoring",
         values: "examples/monitoring/values.yaml",
+    },
+    Variant {
+        kustomization: "examples/traces",
+        values: "examples/traces/values.yaml",
+    },
+    Variant {
+        kustomization: "examples/irsa",
+        values: "examples/irsa/values.yaml",
     },
     Variant {
         kustomization: "uninstall",
