@@ -1,11 +1,13 @@
 //! Recordings whose files fail: here a pipe that nobody reads, or that nobody can read any more, stands for the disk.
 
 use std::{
+    fs,
     io::{PipeReader, Read as _, Seek as _},
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::fs::MetadataExt as _},
 };
 
 use futures_util::FutureExt as _;
+use jiff::Timestamp;
 use nix::{
     fcntl::{FcntlArg, SealFlag, fcntl},
     sys::memfd::{MFdFlags, memfd_create},
@@ -57,10 +59,7 @@ fn piped_into(file: File, required: bool) -> Piped<()> {
     let counts = Metrics::new().recording().clone();
     let recording = Recording {
         cast,
-        unused: Unused {
-            path: PathBuf::new(),
-            held: None,
-        },
+        unused: Unused::of_nothing(),
         ended: Arc::default(),
         is_forward: false,
         session: "support/alice".to_owned(),
