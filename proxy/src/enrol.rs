@@ -6,6 +6,7 @@
 
 mod accept;
 mod attempts;
+mod chores;
 mod enroller;
 mod entries;
 mod heartbeat;
@@ -16,6 +17,7 @@ mod place;
 mod plan;
 mod refusals;
 mod sever;
+mod sources;
 mod steward;
 mod succession;
 mod watches;
@@ -130,7 +132,7 @@ pub fn start(
         orders,
         retired: CancellationToken::new(),
     };
-    let sources = enroller::Sources::new(wanted, leftovers);
+    let sources = sources::Sources::new(wanted, leftovers);
     let enroller = enroller::Enroller::new(root, acceptor, status, connections, sources, steward.retired.clone());
     let attempts = Arc::clone(&enroller.attempts);
     let task = tokio::spawn(enroller.run(received, shutdown));

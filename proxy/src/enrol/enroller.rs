@@ -10,7 +10,7 @@ use std::{
 
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, MissedTickBehavior, interval, sleep_until},
+    time::{MissedTickBehavior, interval},
 };
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
@@ -20,15 +20,17 @@ use tracing::{error, warn};
 use understudy_common::{Counter, PodEntry};
 
 use super::{
-    Leftovers, PodStatus,
+    PodStatus,
     accept::Acceptor,
     attempts::Attempts,
+    chores::{Chore, Chores},
     heartbeat::Heart,
     netns::NetnsId,
     observe::Observation,
     place::{Cgroup, Place, State},
     plan::{self, Seen},
     sever::Severer,
+    sources::Sources,
     steward::Request,
     succession::Tenure,
     watches::{Change, Watches},
@@ -55,42 +57,6 @@ const SETTLING: [Duration; 4] = [
 /// through, is found after this.
 const SEVER_AGAIN: Duration = Duration::from_secs(1);
 
-/// What the enroller hears from others.
-#[derive(Debug)]
-pub(super) struct Sources {
-    pub(super) wanted: watch::Receiver<Arc<[WantedPod]>>,
-    pub(super) leftovers: watch::Receiver<Leftovers>,
-    /// A source that has ended leaves what it said last.
-    wanted_live: bool,
-    leftovers_live: bool,
-}
-
-impl Sources {
-    pub(super) fn new(wanted: watch::Receiver<Arc<[WantedPod]>>, leftovers: watch::Receiver<Leftovers>) -> Self {
-        Self {
-            wanted,
-            leftovers,
-            wanted_live: true,
-            leftovers_live: true,
-        }
-    }
-}
-
-/// Waits for a change, and never returns where there will be none.
-async fn heard<T>(receiver: &mut watch::Receiver<T>, live: &mut bool) {
-    if !*live {
-        std::future::pending::<()>().await;
-    }
-    *live = receiver.changed().await.is_ok();
-}
-
-/// Something to do for a pod at a later time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Chore {
-    Visit,
-    Sever,
-}
-
 /// The task's state.
 #[derive(Debug)]
 pub(super) struct Enroller {
@@ -105,7 +71,7 @@ pub(super) struct Enroller {
     pub(super) sources: Sources,
     pub(super) watches: Option<Watches>,
     severer: Severer,
-    chores: BTreeSet<(Instant, Chore, PathBuf)>,
+    chores: Chores,
     pub(super) first_enrolment: u64,
     pub(super) next_enrolment: u64,
     foreign: u64,
@@ -155,7 +121,7 @@ impl Enroller {
             sources,
             watches,
             severer,
-            chores: BTreeSet::new(),
+            chores: Chores::default(),
             first_enrolment,
             next_enrolment: first_enrolment,
             attempts: Arc::default(),
@@ -180,15 +146,15 @@ impl Enroller {
             self.publish();
             tokio::select! {
                 () = shutdown.cancelled(), if self.tenure.may_end() => break,
-                () = heard(&mut self.sources.wanted, &mut self.sources.wanted_live) => {
+                () = self.sources.wanted.changed() => {
                     let new = self.heed();
                     self.visit(new).await;
                 }
-                () = heard(&mut self.sources.leftovers, &mut self.sources.leftovers_live) => {
+                () = self.sources.leftovers.changed() => {
                     let new = self.heed();
                     self.visit(new).await;
                     // Anything that is wanted by now was heeded.
-                    let leftovers = *self.sources.leftovers.borrow();
+                    let leftovers = self.sources.leftovers.latest();
                     self.settle_leftovers(leftovers);
                 }
                 change = changed(self.watches.as_mut()) => {
@@ -205,7 +171,7 @@ impl Enroller {
                 }
                 Some(request) = orders.recv() => self.obey(request).await,
                 () = self.tenure.grace() => self.watch_grace().await,
-                () = due(&self.chores) => self.do_chores().await,
+                () = self.chores.due() => self.do_chores().await,
                 _ = rescan.tick() => self.visit_all().await,
             }
         }
@@ -214,7 +180,7 @@ impl Enroller {
 
     /// Does what the sources say now, as far as it takes no time. Returns what is to be visited.
     fn heed(&mut self) -> Vec<PathBuf> {
-        let now = self.sources.wanted.borrow_and_update().clone();
+        let now = self.sources.wanted.heed();
         let new = self.want(&now);
         self.tag_present(&new);
         new
@@ -293,37 +259,25 @@ impl Enroller {
     /// A container's cgroup is there before its process, and where the runtime's monitor is in the pod's as well, nothing
     /// tells when the process comes.
     fn look_again(&mut self, cgroups: Vec<PathBuf>) {
-        let now = Instant::now();
         let waiting = |cgroup: &PathBuf| {
             let place = self.places.get(cgroup);
             place.is_some_and(|place| matches!(place.state, State::Tagged { .. }))
         };
-        for cgroup in cgroups.into_iter().filter(waiting) {
-            let visit = |delay| (now + delay, Chore::Visit, cgroup.clone());
-            self.chores.extend(SETTLING.map(visit));
+        let waiting: Vec<PathBuf> = cgroups.into_iter().filter(waiting).collect();
+        for delay in SETTLING {
+            self.chores.add(delay, Chore::Visit, waiting.iter().cloned());
         }
     }
 
     async fn do_chores(&mut self) {
-        let now = Instant::now();
-        let later = self.chores.split_off(&(now, Chore::Visit, PathBuf::new()));
-        let due = std::mem::replace(&mut self.chores, later);
-        let (mut visits, mut severs) = (BTreeSet::new(), BTreeSet::new());
-        for (_, chore, cgroup) in due {
-            match chore {
-                Chore::Visit => visits.insert(cgroup),
-                Chore::Sever => severs.insert(cgroup),
-            };
-        }
+        let (visits, severs) = self.chores.take();
         self.queue_severing(severs);
         self.visit(visits.into_iter().collect()).await;
     }
 
     /// Goes through the connections that these pods have, now and once more.
     fn sever(&mut self, cgroups: Vec<PathBuf>) {
-        let again = Instant::now() + SEVER_AGAIN;
-        self.chores
-            .extend(cgroups.iter().map(|cgroup| (again, Chore::Sever, cgroup.clone())));
+        self.chores.add(SEVER_AGAIN, Chore::Sever, cgroups.iter().cloned());
         self.queue_severing(cgroups);
     }
 
@@ -357,7 +311,7 @@ impl Enroller {
                     self.tag_changed(&concerned);
                     next.extend(concerned);
                 }
-                () = heard(&mut self.sources.wanted, &mut self.sources.wanted_live) => next.extend(self.heed()),
+                () = self.sources.wanted.changed() => next.extend(self.heed()),
                 done = jobs.next() => match done {
                     None => break,
                     Some(Ok(done)) => self.finish(done, &mut jobs, &mut enrolling, &mut next),
@@ -365,9 +319,7 @@ impl Enroller {
                 },
             }
         }
-        let now = Instant::now();
-        self.chores
-            .extend(next.into_iter().map(|cgroup| (now, Chore::Visit, cgroup)));
+        self.chores.add(Duration::ZERO, Chore::Visit, next);
         // After them all: it can wait, and what can't is done.
         self.sever(enrolling);
     }
@@ -479,10 +431,8 @@ impl Enroller {
 
     /// Sees to what comes after a pod was enrolled, or wasn't.
     fn settle(&mut self, place: &mut Place, id: CgroupId, enrolled: Result<(), String>) {
-        let now = Instant::now();
         let mut revisit = |delay: &Duration| {
-            self.chores
-                .insert((now + *delay, Chore::Visit, place.wanted.cgroup.clone()));
+            self.chores.add(*delay, Chore::Visit, [place.wanted.cgroup.clone()]);
         };
         self.attempts.count(enrolled.is_ok());
         match enrolled {
@@ -550,14 +500,6 @@ fn foreign_connects(kernel: &Kernel) -> u64 {
 async fn changed(watches: Option<&mut Watches>) -> std::io::Result<Change> {
     match watches {
         Some(watches) => watches.changed().await,
-        None => std::future::pending().await,
-    }
-}
-
-/// When the next chore is due; never, where there is none.
-async fn due(chores: &BTreeSet<(Instant, Chore, PathBuf)>) {
-    match chores.first() {
-        Some((at, ..)) => sleep_until(*at).await,
         None => std::future::pending().await,
     }
 }

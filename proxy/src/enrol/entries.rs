@@ -25,8 +25,8 @@ use crate::{
 impl Enroller {
     /// Puts in force what the sources say now.
     pub(super) async fn begin(&mut self) {
-        let first = self.sources.wanted.borrow_and_update().clone();
-        let leftovers = *self.sources.leftovers.borrow_and_update();
+        let first = self.sources.wanted.heed();
+        let leftovers = self.sources.leftovers.heed();
         let new = self.want(&first);
         if self.kernel.succeeds() {
             // The other agent serves until each entry is replaced, and none is taken away before.

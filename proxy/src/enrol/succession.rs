@@ -95,7 +95,7 @@ impl Enroller {
         self.kernel.resume()?;
         self.tenure.stage = Stage::InCharge;
         warn!("the other agent came to nothing: this one goes on");
-        let now = self.sources.wanted.borrow_and_update().clone();
+        let now = self.sources.wanted.heed();
         self.want(&now);
         for place in self.places.values() {
             let (id, entry) = match &place.state {
