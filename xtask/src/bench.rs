@@ -17,9 +17,10 @@ use crate::workspace;
 pub(crate) fn bench(arguments: &[OsString]) -> Result<()> {
     build::ebpf(&setup::ebpf()?, false)?;
     let peers = setup::peers()?;
-    let binaries = build::release()?;
+    let agent = build::static_agent(false)?;
+    let binaries = build::benchmark()?;
     let mut command = Command::new(binaries.path("understudy-bench")?);
-    command.envs(binaries.variables());
+    command.env("UNDERSTUDY_BIN", agent).envs(binaries.variables());
     if let Some(envoy) = &peers.envoy {
         command.arg("--envoy").arg(envoy);
     }

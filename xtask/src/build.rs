@@ -106,16 +106,14 @@ pub(crate) fn binaries() -> Result<Binaries> {
     )
 }
 
-/// Builds the agent and the benchmark's programs in the release profile, and says where cargo put them.
+/// Builds the benchmark's programs in the release profile, and says where cargo put them. The agent isn't one of them:
+/// what is measured is what is delivered, [`static_agent`], without the features that its tests ask of what it uses.
 ///
 /// # Errors
 /// Where the build fails.
-pub(crate) fn release() -> Result<Binaries> {
-    progress("building the agent and the benchmark in the release profile: minutes, the first time ...");
-    programs(
-        &["understudy", "understudy-bench", "understudy-tests"],
-        &["--release", "--locked"],
-    )
+pub(crate) fn benchmark() -> Result<Binaries> {
+    progress("building the benchmark in the release profile: minutes, the first time ...");
+    programs(&["understudy-bench", "understudy-tests"], &["--release", "--locked"])
 }
 
 fn programs(packages: &[&str], options: &[&str]) -> Result<Binaries> {
@@ -135,7 +133,7 @@ fn programs(packages: &[&str], options: &[&str]) -> Result<Binaries> {
     Ok(executables(&String::from_utf8_lossy(&output.stdout)))
 }
 
-/// Builds the agent as a static executable, in the release profile, and says where it is.
+/// Builds the agent as it is delivered, a static executable in the profile `dist`, and says where it is.
 ///
 /// What is in it says nothing of this machine: paths of the tree and of the registry are replaced, so that the same
 /// commit and the same compiler make the same bytes. A directory of its own keeps it apart from daily builds, which
@@ -144,7 +142,7 @@ fn programs(packages: &[&str], options: &[&str]) -> Result<Binaries> {
 /// # Errors
 /// Where the build fails.
 pub(crate) fn static_agent(traces: bool) -> Result<PathBuf> {
-    progress("building the agent in the release profile ...");
+    progress("building the agent as it is delivered: minutes, the first time ...");
     let triple = format!("{ARCH}-unknown-linux-gnu");
     let cargo_home = env::var_os("CARGO_HOME")
         .map(PathBuf::from)
@@ -153,6 +151,8 @@ pub(crate) fn static_agent(traces: bool) -> Result<PathBuf> {
     let remap = |from: &Path, to: &str| format!("--remap-path-prefix={}={to}", from.display());
     let flags = [
         "-Ctarget-feature=+crt-static".to_owned(),
+        // Relocations take 24 bytes each otherwise, all of them read at the start and kept in memory.
+        "-Clink-arg=-Wl,-z,pack-relative-relocs".to_owned(),
         remap(&workspace::root(), "/understudy"),
         remap(&cargo_home, "/cargo"),
     ];
@@ -160,15 +160,20 @@ pub(crate) fn static_agent(traces: bool) -> Result<PathBuf> {
         .current_dir(workspace::root())
         .env_remove("RUSTFLAGS")
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
-        .args(["build", "--release", "--locked", "--package", "understudy", "--bins"])
+        .args([
+            "build",
+            "--profile=dist",
+            "--locked",
+            "--package",
+            "understudy",
+            "--bins",
+        ])
         .args(traces.then_some(["--features", TRACES]).into_iter().flatten())
         // For understudy_build_info. Daily builds have none: each commit would build the agent anew.
         .envs(revision().map(|revision| ("UNDERSTUDY_REVISION", revision)))
         // Naming the target, though it is this machine's, keeps the flags off build scripts and macros.
         .args(["--target", &triple, "--target-dir"])
         .arg(workspace::target().join("image-build"))
-        // Line tables would make the image several times as large; backtraces keep the functions' names.
-        .args(["--config", "profile.release.debug=false"])
         .arg("--message-format=json-render-diagnostics")
         .stderr(Stdio::inherit())
         .output()

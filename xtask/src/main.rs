@@ -79,7 +79,7 @@ enum Chore {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
-    /// Build the agent as the image has it: release profile, linked statically
+    /// Build the agent as the image has it: linked statically, in the profile `dist`
     Static {
         /// Where to leave it
         #[arg(long, value_name = "PATH", default_value = "target/image/understudy")]

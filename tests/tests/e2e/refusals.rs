@@ -10,6 +10,7 @@ use understudy_tests::node::{Agent, AgentOptions, Node, Session, binaries, event
 use crate::world::{Answer, World, curl};
 
 const PODS: &str = "/api/v1/namespaces/prod/pods";
+const CA: &str = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt";
 
 /// Invariant 2.
 #[rstest]
@@ -26,6 +27,32 @@ async fn a_client_that_impersonates_is_refused_and_nothing_is_sent(#[case] heade
         curl(&world.pod, PODS, &["--header", header, protocol])
             .await?
             .assert_status(403, "Forbidden");
+    }
+    assert_eq!(world.api.seen_since(mark).await?.len(), 0);
+    Ok(())
+}
+
+/// Told to act as somebody, kubectl looks for a server in its kubeconfig alone, and says so where there is none; with a server
+/// named it comes to the agent.
+#[tokio::test]
+async fn kubectl_as_somebody_else_is_refused_and_told_why() -> Result<()> {
+    let world = World::new().await?;
+    let mark = world.api.mark().await?;
+    for (flags, expected) in [
+        ("", "localhost:8080 was refused"),
+        (
+            &*format!("--server=https://kubernetes.default.svc --certificate-authority={CA} --token=none"),
+            "understudy: a pod in a session cannot impersonate; remove the Impersonate-* headers (kubectl: --as",
+        ),
+    ] {
+        let asked = world
+            .pod
+            .kubectl(&format!("get --raw /api/v1/namespaces/prod/pods --as admin {flags}"))
+            .await?;
+        assert!(
+            asked.code != Some(0) && asked.stderr.contains(expected),
+            "{flags}: {asked:?}"
+        );
     }
     assert_eq!(world.api.seen_since(mark).await?.len(), 0);
     Ok(())
