@@ -56,7 +56,7 @@ struct Run {
     /// How many rounds there are
     #[arg(long, value_name = "N")]
     rounds: Option<usize>,
-    /// The agent's executable, a release build; otherwise that of UNDERSTUDY_BIN, or the one beside this program
+    /// The agent's executable, a release build; otherwise that of `UNDERSTUDY_BIN`, or the one beside this program
     #[arg(long, value_name = "PATH")]
     binary: Option<PathBuf>,
     /// Compare with this build of the agent, and nothing else
