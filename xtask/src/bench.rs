@@ -7,6 +7,7 @@ use anyhow::Result;
 
 use crate::build;
 use crate::chores::become_root;
+use crate::image;
 use crate::setup;
 use crate::workspace;
 
@@ -15,9 +16,8 @@ use crate::workspace;
 /// # Errors
 /// Where set-up or a build fails, or the program can't be started. Otherwise this doesn't return.
 pub(crate) fn bench(arguments: &[OsString]) -> Result<()> {
-    build::ebpf(&setup::ebpf()?, false)?;
     let peers = setup::peers()?;
-    let agent = build::static_agent(false)?;
+    let agent = image::static_agent(false)?;
     let binaries = build::benchmark()?;
     let mut command = Command::new(binaries.path("understudy-bench")?);
     command.env("UNDERSTUDY_BIN", agent).envs(binaries.variables());

@@ -122,7 +122,7 @@ impl Upstream {
         let mut line = if direct::carries(&request) {
             match self.0.idle_line() {
                 Some(line) => Some(line),
-                None => Box::pin(Shared::new_line(&self.0)).await?,
+                None => Box::pin(self.0.new_line()).await?,
             }
         } else {
             None
@@ -136,7 +136,7 @@ impl Upstream {
                     unsent
                 }
             };
-            line = Box::pin(Shared::new_line(&self.0)).await?;
+            line = Box::pin(self.0.new_line()).await?;
         }
         Box::pin(self.send(request)).await
     }

@@ -8,7 +8,7 @@ use understudy_tests::node::{
     Agent, AgentOptions, ApiServer, Client, Node, Output, Pod, PodSpec, Session, binaries, eventually,
 };
 
-use crate::world::{Answer, curl};
+use crate::world::{Answer, CA, curl};
 
 const WHOAMI: &str = "/apis/authentication.k8s.io/v1/selfsubjectreviews";
 
@@ -96,8 +96,6 @@ impl Stage {
         Ok(through)
     }
 }
-
-const CA: &str = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt";
 
 #[tokio::test]
 async fn a_caller_is_the_same_through_the_agent_as_without() -> Result<()> {

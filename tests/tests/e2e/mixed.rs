@@ -6,11 +6,10 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use understudy_tests::node::{Node, Pod, binaries};
 
-use crate::world::World;
+use crate::world::{CA, World};
 
 pub(crate) const CM: &str = "/api/v1/namespaces/prod/configmaps";
 pub(crate) const WIDGETS: &str = "/apis/example.org/v1/namespaces/prod/widgets";
-const CA: &str = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt";
 
 /// A request, as curl is to send it.
 #[derive(Debug, Clone)]

@@ -8,6 +8,8 @@ use understudy_tests::node::{
     Agent, AgentOptions, ApiServer, Client, Command, Node, Pod, PodSpec, SeenRequest, Session, binaries,
 };
 
+use crate::world::CA;
+
 /// A pod under an account, with a token that was made for that very pod. The fields fall in this order.
 struct Scene {
     _agent: Agent,
@@ -50,7 +52,7 @@ impl Scene {
             "apiVersion": "v1", "kind": "Config", "current-context": "box",
             "clusters": [{"name": "box", "cluster": {
                 "server": "https://kubernetes.default.svc",
-                "certificate-authority": "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt",
+                "certificate-authority": CA,
             }}],
             "users": [{"name": "caller", "user": {
                 "client-certificate": directory.join("tls.crt"), "client-key": directory.join("tls.key"),

@@ -7,10 +7,9 @@ use rstest::rstest;
 use serde_json::{Value, json};
 use understudy_tests::node::{Agent, AgentOptions, Node, Session, binaries, eventually};
 
-use crate::world::{Answer, World, curl};
+use crate::world::{Answer, CA, World, curl};
 
 const PODS: &str = "/api/v1/namespaces/prod/pods";
-const CA: &str = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt";
 
 /// Invariant 2.
 #[rstest]

@@ -13,7 +13,7 @@ use understudy_tests::{
     screens,
 };
 
-use crate::world::{World, curl};
+use crate::world::{CA, World, curl};
 
 const PODS: &str = "/api/v1/namespaces/prod/pods";
 
@@ -47,7 +47,7 @@ fn traffic(pod: &Pod, path: &str, a_minute: u32) -> Result<Running> {
     let curl = binaries::on_path("curl").context("curl is not on PATH: apt-get install curl")?;
     pod.command(curl)
         .args(["--silent", "--output", "/dev/null", "--rate", &format!("{a_minute}/m")])
-        .args(["--cacert", "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt"])
+        .args(["--cacert", CA])
         .arg(format!("https://kubernetes.default.svc{path}?limit=[1-100000]"))
         .spawn()
 }

@@ -10,6 +10,8 @@ use understudy_tests::node::{
 
 /// The stated limit on how long a session's end may take to end what runs in it.
 pub(crate) const WITHIN_A_SECOND: Duration = Duration::from_secs(1);
+/// Where every pod has the CAs that it trusts the API server by.
+pub(crate) const CA: &str = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt";
 
 /// The fields fall in this order.
 pub(crate) struct World {
@@ -134,7 +136,7 @@ pub(crate) async fn curl_at(pod: &Pod, host: &str, path: &str, arguments: &[&str
             "--max-time",
             "30",
         ])
-        .args(["--cacert", "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt"])
+        .args(["--cacert", CA])
         .args(["--header", &format!("Authorization: Bearer {}", pod.token())])
         .args(arguments)
         .arg(format!("https://{host}{path}"))

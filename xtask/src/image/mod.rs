@@ -72,7 +72,10 @@ pub(crate) fn image(options: &Options) -> Result<()> {
 }
 
 /// Builds the agent, linked statically, and makes sure that it is.
-fn static_agent(traces: bool) -> Result<PathBuf> {
+///
+/// # Errors
+/// Where it doesn't build, or needs anything of the system that it would run on.
+pub(crate) fn static_agent(traces: bool) -> Result<PathBuf> {
     build::ebpf(&setup::ebpf()?, false)?;
     let built = build::static_agent(traces)?;
     let executable = fs::read(&built).with_context(|| format!("could not read {}", built.display()))?;

@@ -79,31 +79,31 @@ impl Shared {
     }
 
     /// Opens a line, where there may be one more.
-    pub(super) async fn new_line(this: &Arc<Self>) -> Result<Option<Line>, UpstreamError> {
-        if this.lines.kept().none_before.is_some_and(|time| Instant::now() < time) {
+    pub(super) async fn new_line(self: &Arc<Self>) -> Result<Option<Line>, UpstreamError> {
+        if self.lines.kept().none_before.is_some_and(|time| Instant::now() < time) {
             return Ok(None);
         }
-        let Some(place) = LinePlace::take(this) else {
+        let Some(place) = LinePlace::take(self) else {
             return Ok(None);
         };
-        let Some(permit) = Self::permit(this) else {
+        let Some(permit) = self.permit() else {
             return Ok(None);
         };
-        let (tls, vouched) = this.roots.client_config(&ALPN_HTTP1).await?;
-        let io = match dial(&this.url, tls).await {
+        let (tls, vouched) = self.roots.client_config(&ALPN_HTTP1).await?;
+        let io = match dial(&self.url, tls).await {
             Ok(io) => Socket::new(io, permit),
             // It may speak HTTP/2 alone, and then says so in TLS.
             Err(error @ UpstreamError::Tls { .. }) => {
                 tracing::debug!(%error, "no HTTP/1.1 upstream for a while");
-                this.lines.kept().none_before = Some(Instant::now() + PAUSE);
+                self.lines.kept().none_before = Some(Instant::now() + PAUSE);
                 return Ok(None);
             }
             Err(error) => {
-                this.counts.dialled(None);
+                self.counts.dialled(None);
                 return Err(error);
             }
         };
-        this.counts.dialled(Some(Protocol::Http1));
+        self.counts.dialled(Some(Protocol::Http1));
         Ok(Some(Line::new(io, vouched, place)))
     }
 

@@ -109,7 +109,7 @@ impl Shared {
     /// Finds a place on a connection, or waits for one to come about.
     pub(super) async fn connection(self: &Arc<Self>) -> Result<Found, UpstreamError> {
         let mut failures_before = None;
-        match Self::look(self, &mut failures_before) {
+        match self.look(&mut failures_before) {
             Some(found) => Ok(found),
             // Boxed, as all is here that few requests need: each carries its future about.
             None => Box::pin(self.wait(failures_before)).await,
@@ -123,7 +123,7 @@ impl Shared {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            if let Some(found) = Self::look(self, &mut failures_before) {
+            if let Some(found) = self.look(&mut failures_before) {
                 return Ok(found);
             }
             if timeout_at(patience, changed).await.is_err() {
@@ -136,22 +136,22 @@ impl Shared {
     ///
     /// `failures_before` is the count of failed dials when the request began to wait. Once a dial has failed since, it
     /// starts no more, but makes do with what others get.
-    fn look(this: &Arc<Self>, failures_before: &mut Option<u64>) -> Option<Found> {
-        let home = Arc::downgrade(this);
-        let mut state = this.state();
+    fn look(self: &Arc<Self>, failures_before: &mut Option<u64>) -> Option<Found> {
+        let home = Arc::downgrade(self);
+        let mut state = self.state();
         if state.protocol == Some(Protocol::Http1) {
             let now = Instant::now();
             state
                 .http1
-                .retain(|idle| idle.usable(now, HTTP1_IDLE) && this.roots.are(idle.vouched()));
+                .retain(|idle| idle.usable(now, HTTP1_IDLE) && self.roots.are(idle.vouched()));
             return match state.http1.pop() {
                 Some(idle) => Some(Found::Lease(idle.lend(home))),
-                None => Self::permit(this).map(Found::Dial),
+                None => self.permit().map(Found::Dial),
             };
         }
         state
             .http2
-            .retain(|connection| connection.usable() && this.roots.are(connection.vouched()));
+            .retain(|connection| connection.usable() && self.roots.are(connection.vouched()));
         if let Some(slot) = state.http2.iter().find_map(|connection| connection.reserve(&home)) {
             return Some(Found::Slot(slot));
         }
@@ -163,8 +163,8 @@ impl Shared {
         }
         let needed = state.waiting.div_ceil(state.allowed.unwrap_or(STREAMS_EXPECTED));
         while state.dialing < needed {
-            let Some(permit) = Self::permit(this) else {
-                if this.lines.close_one() {
+            let Some(permit) = self.permit() else {
+                if self.lines.close_one() {
                     continue;
                 }
                 break;
@@ -183,7 +183,7 @@ impl Shared {
             let closed = self.closed.notified();
             tokio::pin!(closed);
             closed.as_mut().enable();
-            if let Some(permit) = Self::permit(self) {
+            if let Some(permit) = self.permit() {
                 return Ok(permit);
             }
             self.make_way();
@@ -202,12 +202,12 @@ impl Shared {
     }
 
     /// A place for a connection, if one is left.
-    pub(super) fn permit(this: &Arc<Self>) -> Option<Permit> {
-        let permit = Arc::clone(&this.places).try_acquire_owned().ok()?;
+    pub(super) fn permit(self: &Arc<Self>) -> Option<Permit> {
+        let permit = Arc::clone(&self.places).try_acquire_owned().ok()?;
         Some(Permit::new(
             permit,
-            Arc::downgrade(this),
-            OpenStream::new(&this.counts.open),
+            Arc::downgrade(self),
+            OpenStream::new(&self.counts.open),
         ))
     }
 
