@@ -115,9 +115,9 @@ pub enum Command {
 pub enum RecordingsCommand {
     /// Says of each whether it is as it was written, and whether its end is there.
     Verify {
-        /// The recordings.
-        #[arg(value_name = "FILE", required = true)]
-        files: Vec<PathBuf>,
+        /// Recordings, and directories of them.
+        #[arg(value_name = "DIR|FILE", required = true)]
+        paths: Vec<PathBuf>,
         /// Without one, only the sums of those that are sealed are checked.
         #[command(flatten)]
         identities: Identities,

@@ -3,6 +3,7 @@
 use std::{
     io::{self, BufWriter, Write},
     path::{Path, PathBuf},
+    slice,
 };
 
 use super::{
@@ -13,45 +14,61 @@ use super::{
 
 /// Says of each recording in a line whether it is what was written, and whether its end is there. True: all are, and have.
 ///
-/// Those that are sealed are opened, where there are identities.
+/// Of a directory it's all that are in it. Those that are sealed are opened, where there are identities.
 ///
 /// # Errors
 /// If that can't be said.
-pub fn verify_all(files: &[PathBuf], identities: &[Identity], out: &mut impl Write) -> io::Result<bool> {
+pub fn verify_all(paths: &[PathBuf], identities: &[Identity], out: &mut impl Write) -> io::Result<bool> {
     let mut all_whole = true;
-    for path in files {
-        let name = path.display();
-        match verified(path, identities) {
-            Ok(Verified {
-                sums,
-                sum,
-                ending: Ending::Whole(why),
-                sealing,
-                ..
-            }) => writeln!(out, "{name}: whole, {why}, {} {sum}{}", sums.name(), said(sealing))?,
-            Ok(Verified {
-                ending: Ending::Missing { unproven },
-                sealing,
-                ..
-            }) => {
-                all_whole = false;
-                write!(
-                    out,
-                    "{name}: as it was written, but without its end: it is being written, its agent was killed, or it was cut{}",
-                    said(sealing)
-                )?;
-                match unproven {
-                    0 => writeln!(out)?,
-                    bytes => writeln!(out, "; nothing proves the last {bytes} bytes")?,
+    for path in paths {
+        match file::find(slice::from_ref(path)) {
+            Ok(found) if found.is_empty() => writeln!(out, "{}: no recordings", path.display())?,
+            Ok(found) => {
+                for path in found {
+                    all_whole &= verify(&path, identities, out)?;
                 }
             }
-            Err(error) => {
+            Err((path, error)) => {
                 all_whole = false;
-                writeln!(out, "{name}: {error}")?;
+                writeln!(out, "{}: {}", path.display(), VerifyError::from(error))?;
             }
         }
     }
     Ok(all_whole)
+}
+
+/// True: it is what was written, and its end is there.
+fn verify(path: &Path, identities: &[Identity], out: &mut impl Write) -> io::Result<bool> {
+    let name = path.display();
+    match verified(path, identities) {
+        Ok(Verified {
+            sums,
+            sum,
+            ending: Ending::Whole(why),
+            sealing,
+            ..
+        }) => {
+            writeln!(out, "{name}: whole, {why}, {} {sum}{}", sums.name(), said(sealing))?;
+            return Ok(true);
+        }
+        Ok(Verified {
+            ending: Ending::Missing { unproven },
+            sealing,
+            ..
+        }) => {
+            write!(
+                out,
+                "{name}: as it was written, but without its end: it is being written, its agent was killed, or it was cut{}",
+                said(sealing)
+            )?;
+            match unproven {
+                0 => writeln!(out)?,
+                bytes => writeln!(out, "; nothing proves the last {bytes} bytes")?,
+            }
+        }
+        Err(error) => writeln!(out, "{name}: {error}")?,
+    }
+    Ok(false)
 }
 
 /// Writes down what was sealed in a recording; of one that wasn't, all of it.
@@ -124,5 +141,21 @@ mod tests {
             "{said}"
         );
         assert!(lines[3].contains("can't be read"), "{said}");
+
+        // Of directories, what is called as recordings are.
+        fs::create_dir(path("none")).unwrap();
+        for (name, bytes) in [("a.cast", &whole), ("b.cast", &head), ("c.partial", &head)] {
+            fs::create_dir_all(path("some")).unwrap();
+            fs::write(path("some").join(name), bytes).unwrap();
+        }
+        let (all_whole, said) = say(&["none", "some"]);
+        let lines: Vec<_> = said.lines().collect();
+        assert!(!all_whole && lines.len() == 3, "{said}");
+        assert!(lines[0].ends_with("none: no recordings"), "{said}");
+        assert!(lines[1].contains("some/a.cast: whole"), "{said}");
+        assert!(
+            lines[2].contains("some/b.cast: as it was written, but without its end"),
+            "{said}"
+        );
     }
 }

@@ -52,10 +52,10 @@ impl Identities {
 /// Runs one. What stands in the way is said on standard error.
 pub async fn run(command: RecordingsCommand) -> ExitCode {
     let done = match command {
-        RecordingsCommand::Verify { files, identities } => {
+        RecordingsCommand::Verify { paths, identities } => {
             reading(move || {
                 Ok(u8::from(!report::verify_all(
-                    &files,
+                    &paths,
                     &identities.read()?,
                     &mut output(),
                 )?))

@@ -8,6 +8,7 @@ use understudy_tests::node::{ApiServer, Node, ServerOptions};
 
 const NAMESPACE: &str = "policies";
 const GATE: &str = "understudy-gate";
+const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
 
 /// A server with deploy/overlays/own-ca applied, and a namespace that admits restricted pods alone.
 async fn server(node: &Node) -> Result<ApiServer> {
@@ -73,6 +74,10 @@ fn init_containers(pod: &Value) -> Vec<&str> {
     containers.filter_map(|container| container["name"].as_str()).collect()
 }
 
+fn annotations(pod: &Value) -> Value {
+    pod["metadata"]["annotations"].clone()
+}
+
 fn has_gate(pod: &Value) -> bool {
     init_containers(pod).contains(&GATE)
 }
@@ -102,12 +107,14 @@ async fn pods_with_a_session_get_the_gate_and_the_ca() -> Result<()> {
     let gate = &plain["spec"]["initContainers"][0];
     assert_eq!(gate["command"], json!(["/understudy", "gate"]));
     assert_eq!(gate["image"], "understudy:0.1.0");
+    assert_eq!(annotations(&plain), json!({DEFAULT_CONTAINER: "main"}));
 
     let mut without = pod("without", &json!({}));
     without["metadata"]["labels"] = json!({});
     let without = create(&api, &without).await?;
     assert_eq!(init_containers(&without), Vec::<&str>::new());
     assert_eq!(config_maps(&without), [["kube-root-ca.crt"]]);
+    assert_eq!(annotations(&without), Value::Null);
 
     let no_volumes = pod("no-volumes", &json!({"automountServiceAccountToken": false}));
     let no_volumes = create(&api, &no_volumes).await?;
@@ -140,5 +147,26 @@ async fn what_a_pod_has_already_stays_as_it_is() -> Result<()> {
         &json!({"initContainers": [container("first"), container(GATE)]}),
     );
     assert_eq!(init_containers(&create(&api, &gated).await?), ["first", GATE]);
+    Ok(())
+}
+
+#[tokio::test]
+#[ignore = "asks a real kube-apiserver: set KUBEBUILDER_ASSETS, and run it with --ignored"]
+async fn kubectl_is_told_the_container_where_it_would_not_have_said_which_it_took() -> Result<()> {
+    let node = Node::new()?;
+    let api = server(&node).await?;
+
+    let mut noted = pod("noted", &json!({}));
+    noted["metadata"]["annotations"] = json!({"a": "b"});
+    let noted = create(&api, &noted).await?;
+    assert_eq!(annotations(&noted), json!({"a": "b", DEFAULT_CONTAINER: "main"}));
+
+    let mut chosen = pod("chosen", &json!({}));
+    chosen["metadata"]["annotations"] = json!({DEFAULT_CONTAINER: "other"});
+    let chosen = create(&api, &chosen).await?;
+    assert_eq!(annotations(&chosen), json!({DEFAULT_CONTAINER: "other"}));
+
+    let two = pod("two", &json!({"containers": [container("main"), container("side")]}));
+    assert_eq!(annotations(&create(&api, &two).await?), Value::Null);
     Ok(())
 }
