@@ -7,6 +7,7 @@
 //! [`crate::identity`] to carry.
 
 pub mod authorities;
+pub mod granted;
 pub mod nested;
 pub mod review;
 pub mod token;

@@ -11,7 +11,7 @@ mod headers;
 mod strip;
 
 pub use acts_as::{ANONYMOUS, AUTHENTICATED, ActsAs, ActsAsError};
-pub use dress::{DressError, dress};
+pub use dress::{DressError, dress, impersonate};
 pub(crate) use guard::asks_to_impersonate;
 pub use guard::guard;
 pub(crate) use headers::{

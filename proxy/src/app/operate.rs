@@ -42,7 +42,7 @@ pub(super) struct Desk {
     pub(super) own_rights: Option<OwnRights>,
     pub(super) tail: Tail,
     pub(super) clock: Clock,
-    /// Has the API server say who may ask.
+    /// Has the API server say who may ask, and what the agent may.
     pub(super) client: kube::Client,
 }
 
@@ -50,7 +50,7 @@ impl Desk {
     /// Answers from now on, in place of an earlier agent, until `stop` is cancelled.
     pub(super) fn open(self, run_dir: &Path, counter: Counter, stop: &CancellationToken) -> Result<(), SocketError> {
         let socket = Socket::bind(run_dir)?;
-        let access = Access::new(self.client, Arc::clone(&self.node), self.clock.clone());
+        let access = Access::new(self.client.clone(), Arc::clone(&self.node), self.clock.clone());
         let operator = Operator::new(Answers {
             node: self.node,
             readiness: self.readiness,
@@ -60,6 +60,7 @@ impl Desk {
             certificate: self.certificate,
             metrics: self.metrics,
             own_rights: self.own_rights,
+            client: Some(self.client),
             tail: self.tail,
             clock: self.clock,
         });

@@ -13,7 +13,7 @@ use kube::{Api, api::PostParams};
 use percent_encoding::percent_decode_str;
 use tokio::time::timeout;
 
-use super::PATIENCE;
+use super::{PATIENCE, granted::allows};
 use crate::{
     identity::{IMPERSONATE_EXTRA_PREFIX, IMPERSONATE_GROUP, IMPERSONATE_UID, IMPERSONATE_USER, asks_to_impersonate},
     pod::{is_dns1123_label, is_dns1123_subdomain},
@@ -23,10 +23,10 @@ use crate::{
 /// Each part that is asked for is a question to the API server. Whoever asks for more is refused.
 pub const MOST: usize = 64;
 /// As many of them at a time.
-const AT_ONCE: usize = 8;
+pub(super) const AT_ONCE: usize = 8;
 
 const SERVICE_ACCOUNT: &str = "system:serviceaccount:";
-const AUTHENTICATION_GROUP: &str = "authentication.k8s.io";
+pub(super) const AUTHENTICATION_GROUP: &str = "authentication.k8s.io";
 
 /// Whom a request asks to be.
 #[derive(Debug, Clone, PartialEq)]
@@ -72,7 +72,7 @@ impl Requested {
     }
 
     /// The rights that it takes, in the order in which kube-apiserver asks for them.
-    fn rights(&self) -> Vec<ResourceAttributes> {
+    pub(super) fn rights(&self) -> Vec<ResourceAttributes> {
         let right = |group: &str, resource: &str, name: &str| ResourceAttributes {
             verb: Some("impersonate".to_owned()),
             group: Some(group.to_owned()),
@@ -127,10 +127,8 @@ pub async fn may(client: &kube::Client, caller: &UserInfo, requested: &Requested
             };
             match timeout(PATIENCE, reviews.create(&PostParams::default(), &review)).await {
                 Ok(Ok(answer)) => {
-                    let allowed = answer
-                        .status
-                        .is_some_and(|status| status.allowed && !status.denied.unwrap_or_default());
-                    if allowed { Ok(()) } else { Err(Refusal::ImpersonationForbidden) }
+                    let is_allowed = answer.status.as_ref().is_some_and(allows);
+                    if is_allowed { Ok(()) } else { Err(Refusal::ImpersonationForbidden) }
                 }
                 Ok(Err(error)) => {
                     tracing::warn!(%error, "whether a caller may impersonate can't be known: see that the agent may create subjectaccessreviews");

@@ -36,10 +36,18 @@ pub fn dress(
     }
     let Some(token) = token else { return Ok(()) };
     headers.insert(header::AUTHORIZATION, token.header_value());
-    for (name, value) in acts_as.map(ActsAs::lines).unwrap_or_default() {
+    acts_as.map_or(Ok(()), |acts_as| impersonate(headers, acts_as, told))
+}
+
+/// Puts on whom to impersonate, without any credential; see [`dress`].
+///
+/// # Errors
+/// If the session's name can't be told.
+pub fn impersonate(headers: &mut HeaderMap, acts_as: &ActsAs, told: Option<&SessionId>) -> Result<(), DressError> {
+    for (name, value) in acts_as.lines() {
         headers.append(name, value.clone());
     }
-    if let (Some(_), Some(session)) = (acts_as, told) {
+    if let Some(session) = told {
         let value = HeaderValue::from_str(&session.to_string()).map_err(|_| DressError::SessionName)?;
         headers.insert(IMPERSONATE_SESSION, value);
     }

@@ -11,6 +11,7 @@ use super::view::{
 use crate::{
     admin::Readiness,
     audit::tail::Tail,
+    caller::granted,
     clock::Clock,
     cluster::{rights::OwnRights, status::phase_name},
     enrol::{PodState, PodStatus},
@@ -45,6 +46,8 @@ pub struct Answers {
     pub metrics: Metrics,
     /// What pods' own accounts may do, where the cluster can be asked.
     pub own_rights: Option<OwnRights>,
+    /// Asks the cluster what the agent itself may do, where it can be asked.
+    pub client: Option<kube::Client>,
     /// Audit events as they come.
     pub tail: Tail,
     /// The hour.
@@ -87,10 +90,10 @@ impl Answers {
         });
         let session = status.and_then(|pod| snapshot.reports().find(|report| report.id == pod.session));
         let not_ready = self.readiness.conditions().into_iter();
-        let own_rights = match &self.own_rights {
-            Some(rights) => rights.of(name).await,
-            None => None,
-        };
+        let own_rights = async { self.own_rights.as_ref()?.of(name).await };
+        let live = session.as_ref().and_then(|report| snapshot.in_force(&report.id));
+        let lacks = async { granted::lacking_for(self.client.as_ref()?, live?).await };
+        let (own_rights, lacks) = tokio::join!(own_rights, lacks);
         WhyView {
             agent: AgentView {
                 node: self.node.to_string(),
@@ -108,6 +111,7 @@ impl Answers {
             },
             pod: status.map(pod_view),
             session: session.map(|report| self.session(&snapshot, report, &pods)),
+            lacks,
             kernel: self.kernel.look(cgroup),
             refused: self.metrics.lately().of(name),
             own_rights: own_rights.map(|(account, may)| OwnRightsView {

@@ -109,6 +109,7 @@ async fn answers(audit: &Audit) -> Answers {
         certificate: self_signed_cert().unwrap(),
         metrics,
         own_rights: None,
+        client: None,
         tail: audit.tail(),
         clock,
     }

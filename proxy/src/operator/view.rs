@@ -113,6 +113,10 @@ pub struct WhyView {
     /// Its session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session: Option<SessionView>,
+    /// The rights that the agent lacks to impersonate whom the session acts as. Nothing where that isn't known, or the session
+    /// impersonates nobody or whoever calls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lacks: Option<Vec<String>>,
     /// The kernel side.
     pub kernel: KernelView,
     /// What the pod was refused, the latest first.

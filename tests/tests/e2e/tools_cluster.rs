@@ -8,7 +8,7 @@ use std::{fs, os::unix::fs::PermissionsExt as _};
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use understudy_tests::node::{
-    AGENT_NAMESPACE, Agent, AgentOptions, Command, Output, Patience, PodSpec, Terminal, binaries, eventually,
+    AGENT_NAMESPACE, Agent, AgentOptions, Command, Output, Patience, PodSpec, Session, Terminal, binaries, eventually,
 };
 
 use crate::{
@@ -230,6 +230,11 @@ async fn why_tells_in_a_cluster_what_is_wrong() -> Result<()> {
     desk.first("odd", "label-not-a-name", 4).await?;
     let _lost = cluster.pod(support("lost").session("nobody")).await?;
     desk.first("lost", "session-not-found", 4).await?;
+    // Somebody whom the agent wasn't let act as.
+    let stranger = Session::named("support", "bob").acting_as(&cluster.node.accounts().powerless);
+    api.write_session(&stranger).await?;
+    let _denied = cluster.pod(support("denied").session("bob")).await?;
+    desk.first("denied", "may-not-impersonate", 4).await?;
 
     let _pod = cluster.pod_in_session().await?;
     desk.agent_is(false, None).await?;

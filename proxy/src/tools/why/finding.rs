@@ -64,6 +64,8 @@ pub enum Cause {
     NotInForce,
     /// There is no credential to act with.
     NoCredential,
+    /// The agent may not impersonate whom the session acts as.
+    MayNotImpersonate,
     /// The certificate that workloads are shown has expired.
     CertificateExpired,
     /// The pod's clients don't trust it.
@@ -123,6 +125,7 @@ impl Verdict {
                 | Cause::LabelNotAName
                 | Cause::NotInForce
                 | Cause::NoCredential
+                | Cause::MayNotImpersonate
                 | Cause::CertificateExpired
                 | Cause::Distrusted
                 | Cause::PlainHttp

@@ -56,6 +56,7 @@ impl Steps {
         self.enrolment(pod);
         self.kernel(&view.kernel, pod.state == PodStateView::Enrolled);
         self.in_force(pod, view.session.as_ref(), facts.session.known().is_some(), now);
+        self.impersonation(view);
         self.certificate(view, now);
         self.refusals(&view.refused, now);
         self.own_rights(view);
@@ -214,6 +215,22 @@ impl Steps {
             session.requests,
             session.streams
         ));
+    }
+
+    fn impersonation(&mut self, view: &WhyView) {
+        let Some(lacks) = &view.lacks else { return };
+        if lacks.is_empty() {
+            self.ok("impersonation: the agent's own account may act so");
+        } else {
+            self.fail(
+                Cause::MayNotImpersonate,
+                format!(
+                    "impersonation: the agent's own account may not impersonate {}",
+                    lacks.join(", ")
+                ),
+                "grant it that by name: the chart's impersonate, or the Roles of deploy/examples/support; until then the API server answers 403",
+            );
+        }
     }
 
     fn certificate(&mut self, view: &WhyView, now: Timestamp) {

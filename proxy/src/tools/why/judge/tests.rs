@@ -72,6 +72,7 @@ fn view() -> WhyView {
             entry: Some(EntryView { port4: 4000, port6: 0 }),
             ..KernelView::default()
         },
+        lacks: Some(vec![]),
         refused: vec![],
         own_rights: Some(OwnRightsView {
             account: "powerless".to_owned(),
@@ -138,6 +139,7 @@ fn of_a_pod_that_is_well_each_step_says_so() {
             "enrolment",
             "kernel",
             "session",
+            "impersonation",
             "certificate",
             "refusals",
             "own rights"
@@ -208,6 +210,9 @@ fn of_a_pod_that_is_well_each_step_says_so() {
 #[case::older_state(|facts: &mut Facts| live(facts).phase = "Refused".into(), Cause::NotInForce, "watch", 4)]
 #[case::no_credential(
     |facts: &mut Facts| live(facts).no_credential = Some("no Secret".into()), Cause::NoCredential, "Secret", 4
+)]
+#[case::may_not_impersonate(
+    |facts: &mut Facts| agent(facts).lacks = Some(vec!["groups devs".into()]), Cause::MayNotImpersonate, "by name", 4
 )]
 #[case::certificate(
     |facts: &mut Facts| agent(facts).agent.certificate_expires = Some(at(NOW)), Cause::CertificateExpired, "--trust", 4
