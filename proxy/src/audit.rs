@@ -21,6 +21,7 @@ mod user;
 pub mod webhook;
 
 use std::{
+    ops::Deref,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -28,13 +29,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    sync::{
-        Notify,
-        mpsc::{self, UnboundedSender},
-    },
-    task, time,
-};
+use tokio::{sync::Notify, task, time};
 
 pub use self::{
     capture::{Bodies, BodyTerms, Capture},
@@ -128,9 +123,26 @@ pub enum AuditError {
 /// The audit log. Cheap to clone; its tasks end when every clone and every ticket is gone and all is written.
 #[derive(Debug, Clone)]
 pub struct Audit {
-    // One for each lane. None: nothing is kept.
-    events: Arc<[UnboundedSender<Event>]>,
-    shared: Arc<Shared>,
+    /// Beside the tasks' own, so that these learn when nobody else is left.
+    shared: Arc<Handle>,
+}
+
+/// What clones and tickets share.
+#[derive(Debug)]
+struct Handle(Arc<Shared>);
+
+impl Deref for Handle {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.lanes.iter().for_each(Lane::close);
+    }
 }
 
 #[derive(Debug)]
@@ -198,14 +210,11 @@ impl Audit {
             tail,
             moved: Notify::new(),
         });
-        let start = |(lane, sink)| {
-            let (events, receiver) = mpsc::unbounded_channel();
-            tokio::spawn(Writer::new(sink, Arc::clone(&shared), lane).run(receiver));
-            events
-        };
+        for (lane, sink) in sinks.into_iter().enumerate() {
+            tokio::spawn(Writer::new(sink, Arc::clone(&shared), lane).run());
+        }
         Self {
-            events: sinks.into_iter().enumerate().map(start).collect(),
-            shared,
+            shared: Arc::new(Handle(shared)),
         }
     }
 
@@ -222,7 +231,7 @@ impl Audit {
                 return Err(self.shared.refuse());
             }
         }
-        if self.events.iter().any(UnboundedSender::is_closed) {
+        if self.shared.lanes.iter().any(Lane::is_gone) {
             std::future::pending::<()>().await;
         }
         Ok(Ticket::new(self.clone()))
@@ -265,31 +274,21 @@ impl Audit {
         self.shared.tail.clone()
     }
 
-    fn send(&self, event: Event) {
-        self.shared.tail.tell(&event);
-        let Some((last, others)) = self.events.split_last() else {
-            return;
-        };
-        for (lane, events) in self.shared.lanes.iter().zip(others) {
-            self.send_to(lane, events, event.clone());
-        }
-        if let Some(lane) = self.shared.lanes.last() {
-            self.send_to(lane, last, event);
-        }
-    }
-
-    fn send_to(&self, lane: &Lane, events: &UnboundedSender<Event>, event: Event) {
-        if !self.shared.terms.failure.keeps() && !lane.has_room() {
-            lane.lose(&self.shared);
-            return;
-        }
-        let event = lane.take(event);
-        if let Err(unsent) = events.send(event) {
-            // The writer ends before its senders only if the runtime does; the event still goes somewhere.
-            let mut event = Vec::new();
-            Scribe::default().event(&mut event, &unsent.0);
-            let event = String::from_utf8_lossy(&event);
-            tracing::error!(%event, "an audit event came after the audit log was closed");
+    fn send(&self, event: &Event) {
+        self.shared.tail.tell(event);
+        for lane in &self.shared.lanes {
+            if !self.shared.terms.failure.keeps() && !lane.has_room() {
+                lane.lose(&self.shared);
+                continue;
+            }
+            lane.take(event);
+            if lane.is_gone() {
+                // The writer ends before its senders only if the runtime does; the event still goes somewhere.
+                let mut text = Vec::new();
+                Scribe::default().event(&mut text, event);
+                let event = String::from_utf8_lossy(&text);
+                tracing::error!(%event, "an audit event came after the audit log was closed");
+            }
         }
     }
 }

@@ -263,7 +263,7 @@ impl Ticket {
     /// Writes down a stage that isn't the last. It never waits.
     pub fn tell(&self, mut event: Event) {
         event.bound();
-        self.audit.send(event);
+        self.audit.send(&event);
     }
 
     /// Hands the last event over. It never waits.

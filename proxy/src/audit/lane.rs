@@ -1,17 +1,21 @@
 //! One sink's events on their way: how many wait, what was lost, and the task that writes them.
 //!
 //! Sinks fail apart: each has its own lane, and what one can't take is no matter of another's.
+//!
+//! An event is put into its line by whoever hands it over: its parts are at hand then, and freed where they were made. Only
+//! bodies wait for a thread that may take its time.
 
 use std::{
+    mem,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use tokio::{
-    sync::{Notify, mpsc::UnboundedReceiver},
+    sync::Notify,
     task,
     time::{self, Instant},
 };
@@ -25,7 +29,8 @@ use super::{
 };
 use crate::{admin::Condition, metrics::SinkMetrics};
 
-const BATCH: usize = 512;
+/// Where as many wait, the next write follows at once.
+const MANY: usize = 512;
 /// After a write, what comes is gathered for so long: at thousands of requests a second, a write for each would cost as
 /// much as the requests.
 const GATHER: Duration = Duration::from_millis(10);
@@ -42,11 +47,15 @@ const GAP_EVERY: Duration = Duration::from_secs(1);
 pub(super) struct Lane {
     /// For people.
     name: &'static str,
-    /// Events that were sent and aren't written yet.
-    backlog: AtomicUsize,
-    /// The bytes of their bodies.
+    gathered: Mutex<Gathered>,
+    /// There is something to be written, or nothing will come any more.
+    more: Notify,
+    /// Nobody writes any more: the runtime goes down.
+    is_gone: AtomicBool,
+    /// The bytes of the bodies that wait.
     bodies: AtomicUsize,
     losses: Mutex<Losses>,
+    /// Its backlog is the count of events that were handed over and aren't written yet: there is no other.
     metrics: SinkMetrics,
     /// Met while it is written.
     condition: Condition,
@@ -60,7 +69,9 @@ impl Lane {
         condition.ready();
         Self {
             name,
-            backlog: AtomicUsize::new(0),
+            gathered: Mutex::default(),
+            more: Notify::new(),
+            is_gone: AtomicBool::new(false),
             bodies: AtomicUsize::new(0),
             losses: Mutex::default(),
             metrics,
@@ -74,16 +85,30 @@ impl Lane {
         self.backlog() < BACKLOG
     }
 
-    /// An event is on its way, without its bodies where too much of such waits.
-    pub(super) fn take(&self, mut event: Event) -> Event {
+    /// Whether nobody writes any more.
+    pub(super) fn is_gone(&self) -> bool {
+        self.is_gone.load(Ordering::Acquire)
+    }
+
+    /// An event is to be written, without its bodies where too much of such waits.
+    pub(super) fn take(&self, event: &Event) {
         let bodies = event.bodies_size();
+        let mut without = None;
         if bodies > 0 && self.bodies.fetch_add(bodies, Ordering::SeqCst) + bodies > BODIES {
             self.bodies.fetch_sub(bodies, Ordering::SeqCst);
-            event.leave_bodies_out();
+            without.insert(event.clone()).leave_bodies_out();
         }
-        self.backlog.fetch_add(1, Ordering::SeqCst);
+        // Before whoever hands it over is done with it: nobody who waits for all to be written overlooks it.
         self.metrics.backlog.inc();
-        event
+        if self.gathered().put(without.as_ref().unwrap_or(event)) {
+            self.more.notify_one();
+        }
+    }
+
+    /// Nothing will come any more.
+    pub(super) fn close(&self) {
+        self.gathered().is_closed = true;
+        self.more.notify_one();
     }
 
     pub(super) fn reopen(&self) {
@@ -133,7 +158,28 @@ impl Lane {
     }
 
     fn backlog(&self) -> usize {
-        self.backlog.load(Ordering::SeqCst)
+        usize::try_from(self.metrics.backlog.get()).unwrap_or(0)
+    }
+
+    fn gathered(&self) -> MutexGuard<'_, Gathered> {
+        self.gathered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until there is something to be written. False: nothing will come any more.
+    async fn has_more(&self) -> bool {
+        loop {
+            // A notification that comes from here on is kept.
+            {
+                let gathered = self.gathered();
+                if gathered.events > 0 {
+                    return true;
+                }
+                if gathered.is_closed {
+                    return false;
+                }
+            }
+            self.more.notified().await;
+        }
     }
 
     /// Waits until there is a gap to be written down, and it is time to.
@@ -142,6 +188,39 @@ impl Lane {
             self.gapped.notified().await;
         }
         time::sleep_until(time).await;
+    }
+}
+
+/// What is to be written next.
+#[derive(Debug, Default)]
+struct Gathered {
+    lines: Vec<u8>,
+    /// Those behind the lines: the first has bodies.
+    behind: Vec<Event>,
+    /// How many events that are.
+    events: usize,
+    scribe: Scribe,
+    /// Nothing will come any more.
+    is_closed: bool,
+}
+
+impl Gathered {
+    /// True: there was nothing before it.
+    fn put(&mut self, event: &Event) -> bool {
+        if self.behind.is_empty() && event.bodies_size() == 0 {
+            self.scribe.event(&mut self.lines, event);
+        } else {
+            self.behind.push(event.clone());
+        }
+        self.events += 1;
+        self.events == 1
+    }
+
+    /// Puts the lines into `lines`, whose room is used for those that follow, and gives what is behind them, and how many
+    /// events all of that is.
+    fn take(&mut self, lines: &mut Vec<u8>) -> (Vec<Event>, usize) {
+        mem::swap(&mut self.lines, lines);
+        (mem::take(&mut self.behind), mem::take(&mut self.events))
     }
 }
 
@@ -185,11 +264,12 @@ impl Writer {
         &self.shared.lanes[self.lane]
     }
 
-    pub(super) async fn run(mut self, mut events: UnboundedReceiver<Event>) {
-        let mut batch = Vec::with_capacity(BATCH);
+    pub(super) async fn run(mut self) {
         loop {
-            let count = tokio::select! {
-                count = events.recv_many(&mut batch, BATCH) => count,
+            tokio::select! {
+                has_more = self.lane().has_more() => if !has_more {
+                    return;
+                },
                 () = self.lane().gap_since(self.next_gap) => {
                     if !self.write_gap().await {
                         return;
@@ -202,47 +282,37 @@ impl Writer {
                     }
                     continue;
                 }
-            };
-            if count == 0 {
-                return;
             }
-            if !self.scribe(&mut batch).await {
+            let (behind, events) = self.shared.lanes[self.lane].gathered().take(self.pending.begin());
+            if !behind.is_empty() && !self.scribe(behind).await {
                 return;
             }
             if !self.write().await {
                 // The events stay in the backlog, for `drain` to tell of them.
                 return;
             }
-            self.wrote(count);
-            if count < BATCH {
+            self.wrote(events);
+            if events < MANY {
                 time::sleep(GATHER).await;
             }
         }
     }
 
-    /// Puts events into lines; where there are bodies among them, on a thread that may take its time. False: there is none
-    /// any more.
-    async fn scribe(&mut self, batch: &mut Vec<Event>) -> bool {
-        let bodies: usize = batch.iter().map(Event::bodies_size).sum();
-        let mut scribe = std::mem::take(&mut self.scribe);
-        let mut pending = std::mem::take(&mut self.pending);
-        let mut events = std::mem::take(batch);
+    /// Puts events with bodies into lines, on a thread that may take its time. False: there is none any more.
+    async fn scribe(&mut self, events: Vec<Event>) -> bool {
+        let bodies: usize = events.iter().map(Event::bodies_size).sum();
+        let mut scribe = mem::take(&mut self.scribe);
+        let mut pending = mem::take(&mut self.pending);
         let put = move || {
-            let lines = pending.begin();
-            for event in events.drain(..) {
-                scribe.event(lines, &event);
+            for event in &events {
+                scribe.event(pending.lines(), event);
             }
-            (scribe, pending, events)
+            (scribe, pending)
         };
-        let done = if bodies == 0 {
-            put()
-        } else {
-            let Ok(done) = task::spawn_blocking(put).await else {
-                return false;
-            };
-            done
+        let Ok(done) = task::spawn_blocking(put).await else {
+            return false;
         };
-        (self.scribe, self.pending, *batch) = done;
+        (self.scribe, self.pending) = done;
         // From here on they are in the lines.
         self.lane().bodies.fetch_sub(bodies, Ordering::SeqCst);
         true
@@ -251,7 +321,6 @@ impl Writer {
     fn wrote(&self, events: usize) {
         let lane = self.lane();
         lane.metrics.events.inc_by(events as u64);
-        lane.backlog.fetch_sub(events, Ordering::SeqCst);
         lane.metrics.backlog.dec_by(i64::try_from(events).unwrap_or(0));
         self.shared.moved.notify_waiters();
     }
@@ -310,6 +379,12 @@ impl Writer {
             time::sleep(pause).await;
             pause = (pause * 2).min(RETRY_LAST);
         }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.lane().is_gone.store(true, Ordering::Release);
     }
 }
 

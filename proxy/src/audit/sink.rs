@@ -6,8 +6,9 @@ use std::{fmt, io, path::PathBuf};
 
 pub(super) use self::file::File;
 
-/// As much is kept for the next lines.
+/// As many bytes of room are kept for the next lines, and as many as these have, up to the other.
 const ROOM: usize = 512 * 1024;
+const ROOM_MOST: usize = 4 * 1024 * 1024;
 
 /// Where the audit log goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,8 +73,14 @@ impl Pending {
     /// For lines to be put in, in place of those that are written.
     pub(super) fn begin(&mut self) -> &mut Vec<u8> {
         self.written = 0;
+        let room = self.bytes.len().clamp(ROOM, ROOM_MOST);
         self.bytes.clear();
-        self.bytes.shrink_to(ROOM);
+        self.bytes.shrink_to(room);
+        &mut self.bytes
+    }
+
+    /// The lines that it began with, for more.
+    pub(super) fn lines(&mut self) -> &mut Vec<u8> {
         &mut self.bytes
     }
 

@@ -171,6 +171,23 @@ async fn one_that_discards_admits_all() {
 }
 
 #[tokio::test]
+async fn its_task_ends_when_nobody_is_left_and_all_is_written() {
+    let (audit, orders, kept) = told(&Metrics::default());
+    let open = audit.admit().await.unwrap();
+    log(&audit, "/a").await;
+    drop(audit);
+    open.finish(to("/b"));
+    let ends = async {
+        // The sink goes with the task.
+        while orders.send(Ok(usize::MAX)).is_ok() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(SOON, ends).await.unwrap();
+    assert_eq!(uris(&*kept.lock().unwrap()), ["/a", "/b"]);
+}
+
+#[tokio::test]
 async fn a_stalled_sink_holds_new_requests_and_loses_nothing() {
     let metrics = Metrics::default();
     let (audit, orders, kept) = told(&metrics);

@@ -239,8 +239,16 @@ fn status(out: &mut Vec<u8>, code: u16, refused: Option<Refusal>) {
     out.push(b'}');
 }
 
-/// Appends `"name":`, with a comma before it where something stands there.
-pub(super) fn key(out: &mut Vec<u8>, name: &str) {
+/// Appends `"name":`, with a comma before it where something stands there. The name needs no escape.
+pub(super) fn key(out: &mut Vec<u8>, name: &'static str) {
+    separate(out);
+    out.push(b'"');
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b"\":");
+}
+
+/// The same, of whatever name.
+pub(super) fn key_of(out: &mut Vec<u8>, name: &str) {
     separate(out);
     string(out, name);
     out.push(b':');
@@ -252,8 +260,8 @@ fn separate(out: &mut Vec<u8>) {
     }
 }
 
-/// Appends `"name":"value"`.
-pub(super) fn member(out: &mut Vec<u8>, name: &str, value: &str) {
+/// Appends `"name":"value"`. The name needs no escape.
+pub(super) fn member(out: &mut Vec<u8>, name: &'static str, value: &str) {
     key(out, name);
     string(out, value);
 }

@@ -194,7 +194,7 @@ fn json(name: &str, uid: Option<&str>, groups: &[String], extra: &BTreeMap<Strin
         text::key(&mut out, "extra");
         out.push(b'{');
         for (key, values) in kept {
-            text::key(&mut out, key);
+            text::key_of(&mut out, key);
             text::strings(&mut out, &values);
         }
         out.push(b'}');
@@ -271,6 +271,13 @@ mod tests {
             user.json().starts_with(r#"{"username":"jane","uid":"42","groups":["#),
             "in Kubernetes' order"
         );
+    }
+
+    #[test]
+    fn an_extra_value_may_have_any_name() {
+        let extra = BTreeMap::from([("a\"\n\\".to_owned(), vec!["b".to_owned()])]);
+        let user = User::new("jane", None, Vec::new(), &extra);
+        assert_eq!(read(&user)["extra"], json!({"a\"\n\\": ["b"]}));
     }
 
     #[test]
