@@ -351,7 +351,8 @@ impl Writer {
         let mut pause = RETRY_FIRST;
         loop {
             let Some(mut sink) = self.sink.take() else { return false };
-            let mut pending = std::mem::take(&mut self.pending);
+            let mut pending = mem::take(&mut self.pending);
+            let before = pending.written();
             let write = move || {
                 let outcome = pending.write_to(sink.as_mut());
                 (sink, pending, outcome)
@@ -361,6 +362,10 @@ impl Writer {
             };
             self.sink = Some(sink);
             self.pending = rest;
+            // A sink that takes some of it is asked for the rest as soon as at first: much may wait behind little room.
+            if self.pending.written() > before {
+                pause = RETRY_FIRST;
+            }
             let Err(error) = outcome else {
                 self.lane().condition.ready();
                 if self.complained.take().is_some() {

@@ -84,6 +84,11 @@ impl Pending {
         &mut self.bytes
     }
 
+    /// As many bytes of them are written.
+    pub(super) fn written(&self) -> usize {
+        self.written
+    }
+
     #[cfg(test)]
     pub(super) fn of(bytes: &[u8]) -> Self {
         Self {

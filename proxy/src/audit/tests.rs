@@ -314,6 +314,26 @@ async fn a_failing_sink_is_tried_again_from_where_it_stopped() {
     assert_eq!(figures(&metrics).write_failures.get(), 3);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_sink_that_takes_a_little_at_a_time_is_not_kept_waiting() {
+    const TURNS: u32 = 40;
+    let (audit, orders, kept) = told(&Metrics::default());
+    for _ in 0..TURNS {
+        orders.send(Ok(10)).unwrap();
+        orders.send(Err(io::ErrorKind::StorageFull.into())).unwrap();
+    }
+    drop(orders);
+    log(&audit, "/a").await;
+    let began = time::Instant::now();
+    written(&audit).await;
+    assert_eq!(uris(&*kept.lock().unwrap()), ["/a"]);
+    assert!(
+        began.elapsed() < Duration::from_millis(100) * (TURNS + 1),
+        "{:?}",
+        began.elapsed()
+    );
+}
+
 #[rstest]
 #[case::moved(true)]
 #[case::removed(false)]
