@@ -5,6 +5,8 @@
 //! An event is put into its line by whoever hands it over: its parts are at hand then, and freed where they were made. Only
 //! bodies wait for a thread that may take its time.
 
+mod gathered;
+
 use std::{
     mem,
     sync::{
@@ -20,6 +22,7 @@ use tokio::{
     time::{self, Instant},
 };
 
+use self::gathered::Gathered;
 use super::{
     AuditFailure, BACKLOG, Shared,
     event::Event,
@@ -29,7 +32,8 @@ use super::{
 };
 use crate::{admin::Condition, metrics::SinkMetrics};
 
-/// Where as many wait, the next write follows at once.
+/// The events of one write at most: each is counted as written when all of them are, and their bodies are read together.
+/// Where as many waited, the next write follows at once.
 const MANY: usize = 512;
 /// After a write, what comes is gathered for so long: at thousands of requests a second, a write for each would cost as
 /// much as the requests.
@@ -100,14 +104,14 @@ impl Lane {
         }
         // Before whoever hands it over is done with it: nobody who waits for all to be written overlooks it.
         self.metrics.backlog.inc();
-        if self.gathered().put(without.as_ref().unwrap_or(event)) {
+        if self.gathered().put(without.as_ref().unwrap_or(event), MANY) {
             self.more.notify_one();
         }
     }
 
     /// Nothing will come any more.
     pub(super) fn close(&self) {
-        self.gathered().is_closed = true;
+        self.gathered().close();
         self.more.notify_one();
     }
 
@@ -171,10 +175,10 @@ impl Lane {
             // A notification that comes from here on is kept.
             {
                 let gathered = self.gathered();
-                if gathered.events > 0 {
+                if !gathered.is_empty() {
                     return true;
                 }
-                if gathered.is_closed {
+                if gathered.is_closed() {
                     return false;
                 }
             }
@@ -188,39 +192,6 @@ impl Lane {
             self.gapped.notified().await;
         }
         time::sleep_until(time).await;
-    }
-}
-
-/// What is to be written next.
-#[derive(Debug, Default)]
-struct Gathered {
-    lines: Vec<u8>,
-    /// Those behind the lines: the first has bodies.
-    behind: Vec<Event>,
-    /// How many events that are.
-    events: usize,
-    scribe: Scribe,
-    /// Nothing will come any more.
-    is_closed: bool,
-}
-
-impl Gathered {
-    /// True: there was nothing before it.
-    fn put(&mut self, event: &Event) -> bool {
-        if self.behind.is_empty() && event.bodies_size() == 0 {
-            self.scribe.event(&mut self.lines, event);
-        } else {
-            self.behind.push(event.clone());
-        }
-        self.events += 1;
-        self.events == 1
-    }
-
-    /// Puts the lines into `lines`, whose room is used for those that follow, and gives what is behind them, and how many
-    /// events all of that is.
-    fn take(&mut self, lines: &mut Vec<u8>) -> (Vec<Event>, usize) {
-        mem::swap(&mut self.lines, lines);
-        (mem::take(&mut self.behind), mem::take(&mut self.events))
     }
 }
 
@@ -266,6 +237,9 @@ impl Writer {
 
     pub(super) async fn run(mut self) {
         loop {
+            if self.lane().gathered().rest() {
+                self.pending.rest();
+            }
             tokio::select! {
                 has_more = self.lane().has_more() => if !has_more {
                     return;
@@ -283,7 +257,9 @@ impl Writer {
                     continue;
                 }
             }
-            let (behind, events) = self.shared.lanes[self.lane].gathered().take(self.pending.begin());
+            // Before the lock is taken, for which requests wait: room may be given back here.
+            let lines = self.pending.begin();
+            let (behind, events) = self.shared.lanes[self.lane].gathered().take(lines);
             if !behind.is_empty() && !self.scribe(behind).await {
                 return;
             }
@@ -304,8 +280,8 @@ impl Writer {
         let mut scribe = mem::take(&mut self.scribe);
         let mut pending = mem::take(&mut self.pending);
         let put = move || {
-            for event in &events {
-                scribe.event(pending.lines(), event);
+            for event in events {
+                scribe.event(pending.lines(), &event);
             }
             (scribe, pending)
         };

@@ -75,6 +75,7 @@ impl Masks {
         {
             let path: Vec<&str> = mask.path.iter().map(String::as_str).collect();
             mask_patch(object, &path);
+            mask_cells(object);
             for_each_object(object, &|object| mask_at(object, &path));
         }
     }
@@ -147,6 +148,22 @@ fn mask_patch(value: &mut Value, path: &[&str]) {
         let touches = at.iter().zip(path).all(|(part, name)| *name == "*" || part == name);
         if touches && let Some(value) = operation.get_mut("value") {
             hide(value);
+        }
+    }
+}
+
+/// A table's cells but the names: a column may show any field of a custom resource (`additionalPrinterColumns`), and doesn't
+/// say which.
+fn mask_cells(table: &mut Value) {
+    let columns = table["columnDefinitions"].as_array().cloned().unwrap_or_default();
+    let is_name = |at: usize| columns.get(at).is_some_and(|column| column["format"] == "name");
+    let rows = table.get_mut("rows").and_then(Value::as_array_mut);
+    for row in rows.into_iter().flatten() {
+        let cells = row.get_mut("cells").and_then(Value::as_array_mut);
+        for (at, cell) in cells.into_iter().flatten().enumerate() {
+            if !is_name(at) {
+                hide(cell);
+            }
         }
     }
 }

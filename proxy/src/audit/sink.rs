@@ -79,6 +79,12 @@ impl Pending {
         &mut self.bytes
     }
 
+    /// All is written, and nothing follows at once: gives its room back.
+    pub(super) fn rest(&mut self) {
+        self.bytes = Vec::new();
+        self.written = 0;
+    }
+
     /// The lines that it began with, for more.
     pub(super) fn lines(&mut self) -> &mut Vec<u8> {
         &mut self.bytes

@@ -188,6 +188,40 @@ async fn its_task_ends_when_nobody_is_left_and_all_is_written() {
 }
 
 #[tokio::test]
+async fn what_waited_behind_a_stalled_sink_is_not_one_write() {
+    let metrics = Metrics::default();
+    let (audit, orders, kept) = told(&metrics);
+    // The first is stuck before the others come.
+    log(&audit, "/first").await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    for n in 1..2000 {
+        log(&audit, &format!("/{n}")).await;
+    }
+    for (write, counted) in [(1, 1), (2, 1 + 512), (3, 1 + 2 * 512)] {
+        orders.send(Ok(usize::MAX)).unwrap();
+        let counts = async {
+            while figures(&metrics).events.get() < counted {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(SOON, counts).await.unwrap();
+        assert_eq!(figures(&metrics).events.get(), counted, "after {write} writes");
+        assert_eq!(figures(&metrics).backlog.get(), 2000 - i64::try_from(counted).unwrap());
+    }
+    drop(orders);
+    written(&audit).await;
+    let uris = uris(&*kept.lock().unwrap());
+    assert_eq!(uris.len(), 2000);
+    assert!(
+        uris.iter()
+            .skip(1)
+            .enumerate()
+            .all(|(n, uri)| *uri == format!("/{}", n + 1)),
+        "in order"
+    );
+}
+
+#[tokio::test]
 async fn a_stalled_sink_holds_new_requests_and_loses_nothing() {
     let metrics = Metrics::default();
     let (audit, orders, kept) = told(&metrics);

@@ -29,11 +29,13 @@ pub async fn lacking_for(client: &kube::Client, session: &LiveSession) -> Option
     timeout(PATIENCE, lacking(client, &requested)).await.ok()?.ok()
 }
 
-/// As the API server reads what the agent sends.
+/// As the API server reads what the agent sends. Nothing where that takes more rights than are asked about: some of them
+/// would be taken for granted.
 fn requested(acts_as: &ActsAs, told: Option<&SessionId>) -> Option<Requested> {
     let mut headers = HeaderMap::new();
     impersonate(&mut headers, acts_as, told).ok()?;
-    Requested::read(&headers).ok()?
+    let requested = Requested::read(&headers).ok()??;
+    (requested.rights().len() <= MOST).then_some(requested)
 }
 
 /// The rights that the agent lacks to be `requested`, as `kubectl auth can-i impersonate` takes them: resource and name.
@@ -66,7 +68,7 @@ async fn denied(
     rights: Vec<ResourceAttributes>,
 ) -> Result<Vec<ResourceAttributes>, kube::Error> {
     let reviews: Api<SelfSubjectAccessReview> = Api::all(client.clone());
-    let questions = rights.into_iter().take(MOST).map(|right| {
+    let questions = rights.into_iter().map(|right| {
         let reviews = reviews.clone();
         async move {
             let review = SelfSubjectAccessReview {
@@ -155,6 +157,17 @@ mod tests {
         #[case] expected: &[&str],
     ) {
         assert_eq!(asked(&requested, grants).await, expected);
+    }
+
+    #[test]
+    fn of_more_rights_than_are_asked_about_none_is_taken_for_granted() {
+        let of_groups = |count: usize| {
+            let groups: Vec<String> = (0..count).map(|n| format!("group-{n}")).collect();
+            requested(&ActsAs::user("jane", &groups, None, &[]).unwrap(), None)
+        };
+        // And the user.
+        assert_eq!(of_groups(MOST - 1).unwrap().rights().len(), MOST);
+        assert!(of_groups(MOST).is_none());
     }
 
     #[tokio::test]

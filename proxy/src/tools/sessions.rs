@@ -72,32 +72,59 @@ const HEADERS: [&str; 8] = [
 ];
 const WIDE: [&str; 5] = ["METHOD", "REQUESTS", "SINCE", "NODES", "POD NAMES"];
 
+/// What a session that is no longer there is called in place of its phase, as in a watch's events.
+const DELETED: &str = "Deleted";
+
 pub(super) async fn run(options: &SessionsOptions) -> Result<(), ToolError> {
-    let mut shown: Vec<Item> = Vec::new();
-    let mut is_first = true;
-    loop {
-        let items = gather(options).await?;
-        let changed: Vec<Item> = items.iter().filter(|item| !shown.contains(item)).cloned().collect();
-        if is_first || !changed.is_empty() || gone(&shown, &items) {
-            let of_note = if is_first { &items } else { &changed };
-            show(&mut output(), options, of_note, is_first, Timestamp::now())?;
-        }
-        if !options.watch {
-            return Ok(());
-        }
-        shown = items;
-        is_first = false;
+    let mut shown = gather(options).await?;
+    show(&mut output(), options, &shown, true, Timestamp::now())?;
+    let mut told = None;
+    while options.watch {
         tokio::time::sleep(WATCH).await;
+        match gather(options).await {
+            Ok(items) => {
+                let news = news(&shown, &items);
+                if !news.is_empty() {
+                    show(&mut output(), options, &news, false, Timestamp::now())?;
+                }
+                (shown, told) = (items, None);
+            }
+            // Whoever watches wants to see it come back. It is told once.
+            Err(error) => {
+                let text = error.to_string();
+                if told.as_ref() != Some(&text) {
+                    writeln!(anstream::stderr(), "{text}\nstill watching; press Ctrl-C to stop")?;
+                    told = Some(text);
+                }
+            }
+        }
     }
+    Ok(())
 }
 
-fn gone(before: &[Item], now: &[Item]) -> bool {
-    let is_there = |item: &Item| {
+/// What is other than before, and what is gone.
+fn news(before: &[Item], now: &[Item]) -> Vec<Item> {
+    let is_there = |item: &&Item| {
         now.iter().any(|other| {
             (&other.session.namespace, &other.session.name) == (&item.session.namespace, &item.session.name)
         })
     };
-    !before.iter().all(is_there)
+    let gone = before.iter().filter(|item| !is_there(item)).map(|item| Item {
+        nodes: Vec::new(),
+        enrolled: 0,
+        waiting: 0,
+        session: SessionView {
+            phase: DELETED.to_owned(),
+            streams: 0,
+            pods: Vec::new(),
+            ..item.session.clone()
+        },
+    });
+    now.iter()
+        .filter(|item| !before.contains(item))
+        .cloned()
+        .chain(gone)
+        .collect()
 }
 
 async fn gather(options: &SessionsOptions) -> Result<Vec<Item>, ToolError> {
@@ -407,10 +434,22 @@ mod tests {
     }
 
     #[test]
-    fn what_went_is_noticed() {
-        let mut other = alice();
-        other.session.requests += 1;
-        assert!(!gone(&[alice()], &[other]));
-        assert!(gone(&[alice()], &[]));
+    fn a_watch_tells_what_changed_and_what_went() {
+        let mut busier = alice();
+        busier.session.requests += 1;
+        let mut bob = alice();
+        bob.session.name = "bob".to_owned();
+        let both = [alice(), bob.clone()];
+        assert_eq!(news(&both, &both), []);
+        assert_eq!(news(&both, &[busier.clone(), bob.clone()]), [busier]);
+        assert_eq!(news(&[alice()], &both), [bob]);
+
+        let gone = news(&both, &[alice()]);
+        let told: Vec<_> = gone
+            .iter()
+            .map(|item| (item.session.name.as_str(), item.session.phase.as_str(), item.enrolled))
+            .collect();
+        assert_eq!(told, [("bob", "Deleted", 0)]);
+        assert_eq!(gone[0].session.acts_as, alice().session.acts_as, "whom it was");
     }
 }

@@ -92,6 +92,13 @@ const WIDGETS: (&str, &str) = ("POST", "/apis/example.org/v1/namespaces/a/widget
 #[case::any_name("widgets.example.org:spec.*.token", WIDGETS, json!({"spec": {"a": {"token": "x"}, "b": {"token": "y"}}}), json!({"spec": {"a": {"token": "***"}, "b": {"token": "***"}}}))]
 #[case::in_a_list("widgets.example.org:spec.token", WIDGETS, json!({"items": [{"spec": {"token": "x"}}]}), json!({"items": [{"spec": {"token": "***"}}]}))]
 #[case::in_a_table("widgets.example.org:spec.token", WIDGETS, json!({"rows": [{"object": {"spec": {"token": "x"}}}]}), json!({"rows": [{"object": {"spec": {"token": "***"}}}]}))]
+#[case::in_a_tables_columns(
+    "widgets.example.org:spec.token",
+    WIDGETS,
+    json!({"columnDefinitions": [{"name": "Name", "format": "name"}, {"name": "Token", "format": ""}], "rows": [{"cells": ["w", "x"]}]}),
+    json!({"columnDefinitions": [{"name": "Name", "format": "name"}, {"name": "Token", "format": ""}], "rows": [{"cells": ["w", "***"]}]})
+)]
+#[case::in_columns_unknown("widgets.example.org:spec.token", WIDGETS, json!({"rows": [{"cells": ["w", 1]}]}), json!({"rows": [{"cells": ["***", "***"]}]}))]
 #[case::in_a_patch("widgets.example.org:spec.token", WIDGETS, json!([{"op": "add", "path": "/spec/token", "value": "x"}, {"op": "add", "path": "/spec/size", "value": 1}]), json!([{"op": "add", "path": "/spec/token", "value": "***"}, {"op": "add", "path": "/spec/size", "value": 1}]))]
 #[case::above_in_a_patch("widgets.example.org:spec.token", WIDGETS, json!([{"op": "add", "path": "/spec", "value": {"token": "x"}}]), json!([{"op": "add", "path": "/spec", "value": {"token": "***"}}]))]
 #[case::last_applied("widgets.example.org:spec.token", WIDGETS, json!({"metadata": {"annotations": {LAST_APPLIED: "{}"}}}), json!({"metadata": {"annotations": {LAST_APPLIED: "***"}}}))]

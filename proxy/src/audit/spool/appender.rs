@@ -27,6 +27,17 @@ impl Appender {
     }
 }
 
+impl Appender {
+    /// There is no room. This segment may be the last thing that makes some, once it is read: only one that isn't
+    /// written is removed.
+    fn let_go(&mut self) {
+        let state = self.spool.0.state();
+        if state.segments.back().is_some_and(|last| last.size > 0) {
+            self.file = None;
+        }
+    }
+}
+
 impl Sink for Appender {
     /// Begins a segment where there is none of this agent's, or it is long enough. Half a line that stands in the one
     /// before is written anew.
@@ -66,18 +77,18 @@ impl Sink for Appender {
             Some(fitting) => match memchr::memrchr(b'\n', fitting) {
                 Some(end) => &fitting[..=end],
                 None if size == 0 => bytes,
-                None => return Err(io::Error::new(io::ErrorKind::StorageFull, FULL)),
+                None => {
+                    self.let_go();
+                    return Err(io::Error::new(io::ErrorKind::StorageFull, FULL));
+                }
             },
         };
         let written = self.file.as_mut().ok_or(io::ErrorKind::NotConnected)?.write(fitting);
-        if let Err(error) = &written
-            && is_full(error)
-            && inner.state().segments.back().is_some_and(|last| last.size > 0)
-        {
-            // This segment is the last thing that makes room, once it is read: only one that isn't written is removed.
-            self.file = None;
+        if written.as_ref().is_err_and(is_full) {
+            self.let_go();
         }
         let written = written?;
+        let inner = &self.spool.0;
         let mut state = inner.state();
         if let Some(last) = state.segments.back_mut() {
             last.size += written as u64;

@@ -218,6 +218,28 @@ fn a_line_longer_than_the_queue_waits_alone() {
     assert_eq!(drain(&spool, 9), [long]);
 }
 
+#[test]
+fn a_line_longer_than_the_queue_comes_in_when_what_was_before_it_is_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let spool = open(directory.path(), 100);
+    let mut appender = spool.appender();
+    append(&mut appender, "short\n");
+    let long = "x".repeat(1000);
+    let mut pending = Pending::of(format!("{long}\n").as_bytes());
+    assert_eq!(
+        pending.write_to(&mut appender).unwrap_err().kind(),
+        io::ErrorKind::StorageFull
+    );
+    // While nothing was read there is no more room than before, however often it is tried.
+    assert_eq!(
+        pending.write_to(&mut appender).unwrap_err().kind(),
+        io::ErrorKind::StorageFull
+    );
+    assert_eq!(drain(&spool, 9), ["short"]);
+    pending.write_to(&mut appender).unwrap();
+    assert_eq!(drain(&spool, 9), [long]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_reader_waits_for_lines() {
     let directory = tempfile::tempdir().unwrap();
