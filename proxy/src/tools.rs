@@ -17,7 +17,7 @@ mod top;
 pub mod why;
 
 use std::{
-    io::{self, Write},
+    io::{self, IsTerminal as _, Write},
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
@@ -205,6 +205,14 @@ fn exit(outcome: Result<ExitCode, ToolError>) -> ExitCode {
 /// Standard output. Colours are left out where it is no terminal, or `NO_COLOR` asks for that.
 fn output() -> anstream::AutoStream<io::StdoutLock<'static>> {
     anstream::AutoStream::auto(io::stdout().lock())
+}
+
+/// Says what takes its time, where somebody sits before it.
+fn progress(line: &str) -> io::Result<()> {
+    if io::stderr().is_terminal() {
+        writeln!(anstream::stderr(), "{}", table::printable(line))?;
+    }
+    Ok(())
 }
 
 /// Writes a value as JSON or YAML.

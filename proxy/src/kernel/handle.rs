@@ -5,14 +5,14 @@ use std::{
     fmt,
     net::SocketAddr,
     sync::{Mutex, MutexGuard, PoisonError, RwLock},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use tokio::sync::watch;
-use understudy_common::{Endpoint, Heartbeat, LAYOUT_VERSION, PodEntry, map, mark};
+use understudy_common::{Counter, Endpoint, Heartbeat, LAYOUT_VERSION, PodEntry, map, mark};
 
-use super::{Counters, MapError, PinError, boot_ns, flows::Flows, pins::Pins};
+use super::{Counters, MapError, PinError, boot_ns, counters::Rises, flows::Flows, pins::Pins};
 use crate::pod::CgroupId;
 
 /// `linux/bpf.h`: an element is made, and none replaced.
@@ -27,6 +27,7 @@ pub struct Kernel {
     pub(super) flows: Flows,
     pub(super) heartbeat: Mutex<Array<MapData, Heartbeat>>,
     pub(super) counters: PerCpuArray<MapData, u64>,
+    pub(super) rises: Rises,
     pub(super) max_age: Duration,
     /// How many places in the flow table an enrolment may hold.
     pub(super) flows_per_pod: u32,
@@ -330,7 +331,20 @@ impl Kernel {
     /// # Errors
     /// Where the map can't be read.
     pub fn counters(&self) -> Result<Counters, MapError> {
-        Counters::from_fn(|counter| self.counters.get(&counter.index(), 0).map(|cpus| cpus.iter().sum()))
-            .map_err(MapError::of(map::COUNTERS))
+        let counters =
+            Counters::from_fn(|counter| self.counters.get(&counter.index(), 0).map(|cpus| cpus.iter().sum()))
+                .map_err(MapError::of(map::COUNTERS))?;
+        self.rises.note(&counters, Instant::now());
+        Ok(counters)
+    }
+
+    /// How long ago one of them was seen to go up, where it was since this agent looks: now, or when they were
+    /// [read](Self::counters) last.
+    ///
+    /// # Errors
+    /// Where the map can't be read.
+    pub fn since_rise(&self, counter: Counter) -> Result<Option<Duration>, MapError> {
+        self.counters()?;
+        Ok(self.rises.since(counter, Instant::now()))
     }
 }

@@ -3,10 +3,11 @@
 use std::{fmt, sync::Arc};
 
 use tokio::sync::watch;
+use understudy_common::Counter;
 
 use super::view::{
-    AgentView, ConditionView, EntryView, KernelView, OwnRightsView, PodStateView, PodView, SessionView, SessionsView,
-    WhyView,
+    AgentView, ConditionView, EntryView, KernelRefusalView, KernelView, OwnRightsView, PodStateView, PodView,
+    SessionView, SessionsView, WhyView,
 };
 use crate::{
     admin::Readiness,
@@ -165,12 +166,22 @@ fn pod_view(pod: &PodStatus) -> PodView {
     }
 }
 
+/// What the kernel programs refuse of a pod that is well enrolled. The rest is seen by its entry and by the heartbeat.
+const REFUSED_TO_SOME: [Counter; 3] = [Counter::ForeignNamespace, Counter::PodFull, Counter::MapFull];
+
 impl KernelLook for Kernel {
     fn look(&self, pod: Option<CgroupId>) -> KernelView {
         let read = || -> Result<KernelView, MapError> {
             let (age, most) = self.heartbeat()?;
             let milliseconds = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
             let entry = pod.map(|pod| self.pod(pod)).transpose()?.flatten();
+            let mut refused = Vec::new();
+            for counter in REFUSED_TO_SOME {
+                refused.extend(self.since_rise(counter)?.map(|ago| KernelRefusalView {
+                    verdict: counter.name().to_owned(),
+                    ago_ms: milliseconds(ago),
+                }));
+            }
             Ok(KernelView {
                 error: None,
                 in_charge: self.is_in_charge(),
@@ -181,6 +192,7 @@ impl KernelLook for Kernel {
                     port4: entry.port4,
                     port6: entry.port6,
                 }),
+                refused,
             })
         };
         read().unwrap_or_else(|error| KernelView {

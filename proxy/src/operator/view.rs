@@ -175,6 +175,19 @@ pub struct KernelView {
     /// The pod's entry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entry: Option<EntryView>,
+    /// What it refused lately to tagged pods, of which it isn't known to whom.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused: Vec<KernelRefusalView>,
+}
+
+/// Connects that the kernel programs refused.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KernelRefusalView {
+    /// Why, as `understudy_kernel_connects_total` has it.
+    pub verdict: String,
+    /// How long ago that was seen last, in milliseconds.
+    pub ago_ms: u64,
 }
 
 /// A pod's entry in the kernel.

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 use super::{
     AskOptions, ToolError, cluster,
     kubectl::{Kubectl, KubectlError},
-    output, table,
+    output, progress, table,
 };
 use crate::sessions::duration;
 
@@ -122,6 +122,7 @@ pub(super) async fn revoke(options: &RevokeOptions) -> Result<ExitCode, ToolErro
         &format!("end {}, {}", target.id, described(&target.object)),
     )?;
     patch(&kubectl, &options.change, &target, now).await?;
+    progress("its end is set; waiting for the agents of its nodes to say so")?;
     wait_until_over(&kubectl, &options.change, &target).await?;
     say(&format!("{} revoked", target.id))?;
     Ok(ExitCode::SUCCESS)

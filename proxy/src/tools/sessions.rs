@@ -9,7 +9,8 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{
-    AskOptions, Form, ToolError, WATCH, ask::ask_socket, cluster, kubectl::Kubectl, output, table, write_value,
+    AskOptions, Form, ToolError, WATCH, ask::ask_socket, cluster, kubectl::Kubectl, output, progress, table,
+    write_value,
 };
 use crate::operator::view::{PodStateView, PodView, SessionView, SessionsView};
 
@@ -79,7 +80,10 @@ pub(super) async fn run(options: &SessionsOptions) -> Result<(), ToolError> {
     let mut shown = gather(options).await?;
     show(&mut output(), options, &shown, true, Timestamp::now())?;
     let mut told = None;
-    while options.watch {
+    if !options.watch {
+        return Ok(());
+    }
+    loop {
         tokio::time::sleep(WATCH).await;
         match gather(options).await {
             Ok(items) => {
@@ -99,7 +103,6 @@ pub(super) async fn run(options: &SessionsOptions) -> Result<(), ToolError> {
             }
         }
     }
-    Ok(())
 }
 
 /// What is other than before, and what is gone.
@@ -196,6 +199,9 @@ async fn ask_agents(
         return Ok(Vec::new());
     }
     let pods = cluster::agent_pods(kubectl, options, None).await?;
+    if nodes.len() > AGENTS_AT_ONCE {
+        progress(&format!("asking the agents of {} nodes", nodes.len()))?;
+    }
     let asking = nodes.iter().map(|node| {
         let pod = cluster::of_node(&pods, node);
         async move {

@@ -3,6 +3,7 @@
 
 mod addresses;
 mod attack;
+mod audit_log;
 mod audited;
 mod away;
 mod caller;

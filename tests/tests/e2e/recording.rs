@@ -23,14 +23,46 @@ import os, pty, sys
 sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))
 ";
 
+/// Runs a command on a terminal of 100 columns by 30, types a line when it says that it's ready, and makes the terminal
+/// larger when it has said that line again. What it says meanwhile is printed, until this is killed.
+const TYPES_AND_RESIZES: &str = "\
+import fcntl, os, pty, struct, sys, termios
+def resize(terminal, columns, rows):
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack('HHHH', rows, columns, 0, 0))
+pid, terminal = pty.fork()
+if pid == 0:
+    resize(0, 100, 30)
+    os.execv(sys.argv[1], sys.argv[1:])
+said = b''
+def read():
+    global said
+    piece = os.read(terminal, 65536)
+    said += piece
+    os.write(1, piece)
+while b'ready' not in said:
+    read()
+os.write(terminal, b'typed\\r')
+while b'typed' not in said:
+    read()
+resize(terminal, 120, 40)
+while True:
+    read()
+";
+
 /// With the session recorded into a directory.
 async fn recorded_to(node: Node, recording: &str, directory: &Path) -> Result<World> {
+    recorded_with(node, recording, false, directory).await
+}
+
+/// With what is typed, where so asked.
+async fn recorded_with(node: Node, recording: &str, stdin: bool, directory: &Path) -> Result<World> {
     let api = ApiServer::start_test_program(&node, &TestServerOptions::default()).await?;
     let pod = node.pod(PodSpec::named("shell"))?;
     let untagged = node.pod(PodSpec::named("untagged"))?;
     let session = Session::named("support", "alice")
         .acting_as(&node.accounts().viewer)
         .field("recording", json!(recording))
+        .field("recordStdin", json!(stdin))
         .for_pod(&pod);
     node.sessions().write(&session)?;
     let options = AgentOptions::default().args(["--recordings", &directory.display().to_string()]);
@@ -189,6 +221,86 @@ async fn what_is_recorded_is_what_the_terminal_showed(#[case] websocket: &str, #
     let requests = world.api.seen_since(mark).await?;
     let exec = requests.iter().find(|request| request.path().ends_with("/exec"));
     assert!(exec.context("the exec")?.holds(audit_id), "{requests:?}");
+    Ok(())
+}
+
+#[rstest]
+#[case::websocket("true", true)]
+#[case::spdy("false", true)]
+#[case::without_what_is_typed("true", false)]
+#[tokio::test]
+async fn the_terminals_sizes_are_recorded_and_what_is_typed_where_asked(
+    #[case] websocket: &str,
+    #[case] stdin: bool,
+) -> Result<()> {
+    let node = Node::new()?;
+    let directory = node.directory().join("recordings");
+    let world = recorded_with(node, "required", stdin, &directory).await?;
+    let kubectl = world
+        .pod
+        .command(binaries::python()?)
+        .args(["-c", TYPES_AND_RESIZES])
+        .arg(binaries::kubectl()?)
+        .args([
+            "exec",
+            "-i",
+            "-t",
+            "-n",
+            "prod",
+            "web-0",
+            "--",
+            "sh",
+            "-c",
+            "echo ready; cat",
+        ])
+        .env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", websocket);
+    let running = kubectl.spawn()?;
+    let sizes = |recorded: &Recorded| -> Vec<String> {
+        let of_sizes = recorded.events.iter().filter(|event| event[1] == "r");
+        of_sizes
+            .filter_map(|event| event[2].as_str().map(str::to_owned))
+            .collect()
+    };
+    eventually("the new size is recorded", async || {
+        let recorded = Recorded::all_in(&directory).unwrap_or_default();
+        Ok(recorded
+            .iter()
+            .any(|one| sizes(one).iter().any(|size| size == "120x40"))
+            .then_some(()))
+    })
+    .await?;
+    running.kill().await?;
+    let recorded = Recorded::ended_in(&directory).await?;
+    assert_eq!(sizes(&recorded), ["100x30", "120x40"], "{recorded:?}");
+    assert_eq!(recorded.text("i"), if stdin { "typed\r" } else { "" }, "{recorded:?}");
+    assert_eq!(recorded.text("o"), "ready\ntyped\r", "{recorded:?}");
+    assert_eq!(recorded.played()?, recorded.text("o"));
+    Ok(())
+}
+
+#[rstest]
+#[case::websocket("true")]
+#[case::spdy("false")]
+#[tokio::test]
+async fn attach_is_recorded(#[case] websocket: &str) -> Result<()> {
+    let node = Node::new()?;
+    let directory = node.directory().join("recordings");
+    let world = recorded_to(node, "required", &directory).await?;
+    let attach = world
+        .pod
+        .kubectl_command(["attach", "-n", "prod", "web-0"])?
+        .env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", websocket)
+        .stdout()
+        .await?;
+    assert_eq!(attach, "attached to web-0\n");
+    let recorded = Recorded::ended_in(&directory).await?;
+    // Lines of what has no terminal are broken for the one that plays it.
+    assert_eq!(recorded.text("o").replace('\r', ""), attach);
+    assert_eq!(
+        recorded.head["understudy"]["target"],
+        json!({"subresource": "attach", "namespace": "prod", "pod": "web-0"})
+    );
+    assert_eq!(recorded.end.as_deref(), Some("closed"));
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use std::{fs, time::Duration};
 use anyhow::{Context as _, Result};
 use rstest::rstest;
 use serde_json::{Value, json};
-use understudy_tests::node::{Agent, AgentOptions, ApiServer, Node, PodSpec, Session, eventually};
+use understudy_tests::node::{Agent, AgentOptions, ApiServer, Node, PodSpec, Session, binaries, eventually};
 
 use crate::world::{World, curl, curl_raw};
 
@@ -184,6 +184,31 @@ async fn why_tells_what_a_pods_clients_do_not_take(#[case] scheme: &str, #[case]
         assert!(!output.succeeded(), "{output:?}");
     }
     first(&world.node, "shell", cause, 4).await
+}
+
+#[tokio::test]
+async fn why_tells_what_the_kernel_refused() -> Result<()> {
+    let world = World::new().await?;
+    let why = Why::ask(&world.node, "shell").await?;
+    assert_eq!((why.code, why.warned.len()), (Some(0), 0), "{}", why.text);
+    let dial = world
+        .pod
+        .command_on_host_network(binaries::probe()?)
+        .args(["dial", "10.96.0.1:443"]);
+    assert!(dial.stdout().await?.contains("errno"));
+    let why = Why::ask(&world.node, "shell").await?;
+    assert_eq!(
+        (why.code, why.warned.as_slice()),
+        (Some(0), ["refused-by-kernel".to_owned()].as_slice()),
+        "{}",
+        why.text
+    );
+    assert!(
+        why.text.contains("foreign_namespace") && why.text.contains("dial from the pod's own"),
+        "{}",
+        why.text
+    );
+    Ok(())
 }
 
 #[tokio::test]

@@ -60,6 +60,8 @@ pub enum Cause {
     NoEntry,
     /// The entry names no listener.
     NoListener,
+    /// The kernel refused connects of some pod of the node.
+    RefusedByKernel,
     /// The agent has nothing in force under the pod's session.
     NotInForce,
     /// There is no credential to act with.

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use super::{LATELY, Steps, age, ends, times};
 use crate::{
     check::Outcome,
-    operator::view::{KernelView, PodStateView, PodView, Refused, SessionView, What, WhyView},
+    operator::view::{KernelRefusalView, KernelView, PodStateView, PodView, Refused, SessionView, What, WhyView},
     tools::{
         table::{ago, short, until},
         why::{
@@ -145,7 +145,36 @@ impl Steps {
                     "kernel: connects to {addresses} address(es) of the API server are turned: {}",
                     ports.join(", ")
                 ));
+                self.refused_by_kernel(&kernel.refused);
             }
+        }
+    }
+
+    /// The kernel counts for the node and not for each pod: so it may have been another's.
+    fn refused_by_kernel(&mut self, refused: &[KernelRefusalView]) {
+        for one in refused {
+            let ago = Duration::from_millis(one.ago_ms);
+            if ago > LATELY {
+                continue;
+            }
+            let verdict = one.verdict.as_str();
+            let remedy = match verdict {
+                "foreign_namespace" => {
+                    "if it was this pod's: a process of it dials from a network namespace that it made itself; dial from the pod's own"
+                }
+                "pod_full" => {
+                    "if it was this pod's: it has --max-pending-connections on their way; find what in it dials without end"
+                }
+                _ => "find which pod dials without end: understudy_flow_records says how many are on their way",
+            };
+            self.warn(
+                Cause::RefusedByKernel,
+                format!(
+                    "kernel: it refused a tagged pod of this node {} ago: {verdict}",
+                    short(ago)
+                ),
+                remedy,
+            );
         }
     }
 

@@ -3,8 +3,8 @@ use rstest::rstest;
 use super::*;
 use crate::{
     operator::view::{
-        AgentView, ConditionView, EntryView, KernelView, OwnRightsView, PodStateView, PodView, SessionView, What,
-        WhyView,
+        AgentView, ConditionView, EntryView, KernelRefusalView, KernelView, OwnRightsView, PodStateView, PodView,
+        SessionView, What, WhyView,
     },
     tools::why::finding::Verdict,
 };
@@ -108,6 +108,13 @@ fn pod(facts: &mut Facts) -> &mut PodView {
 
 fn live(facts: &mut Facts) -> &mut SessionView {
     agent(facts).session.as_mut().unwrap()
+}
+
+fn by_kernel(verdict: &str, ago: u64) -> KernelRefusalView {
+    KernelRefusalView {
+        verdict: verdict.to_owned(),
+        ago_ms: ago * 1000,
+    }
 }
 
 fn refused(what: What, reason: &str, ago: i64) -> Refused {
@@ -259,6 +266,9 @@ fn what_is_wrong_is_found_first(
     },
     Cause::Distrusted
 )]
+#[case::by_the_kernel(
+    |facts: &mut Facts| agent(facts).kernel.refused = vec![by_kernel("foreign_namespace", 5)], Cause::RefusedByKernel
+)]
 #[case::own_rights(
     |facts: &mut Facts| agent(facts).own_rights.as_mut().unwrap().may = vec!["list secrets".into()],
     Cause::OwnRights
@@ -284,6 +294,7 @@ fn what_is_long_past_is_not_told() {
         refused(What::Request, "upstream-unreachable", 601),
         refused(What::Request, "session-expired", 1),
     ];
+    agent(&mut facts).kernel.refused = vec![by_kernel("pod_full", 601)];
     assert_eq!(Verdict::of(&judge(&facts, at(NOW))), Verdict::Well);
 }
 
