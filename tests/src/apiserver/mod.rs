@@ -75,6 +75,6 @@ pub use self::{
     server::{ApiServer, Settings},
     service_accounts::{ISSUER, TokenKey, TokenKeyError},
     status::Status,
-    streams::{Channel, Exec, LOG_FILE, SpdyExec, log},
+    streams::{CARRIED_TO, Channel, Exec, LOG_FILE, SpdyExec, log},
     tls::{Authority, Identity, TlsError},
 };

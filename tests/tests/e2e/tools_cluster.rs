@@ -1,14 +1,19 @@
 //! What operators ask with, in a cluster: kubectl itself and its credentials, the objects, the agent behind its token and
 //! rights as `deploy` grants them. The box has no kubelet to carry a forwarded port, so that kubectl's `port-forward` alone
 //! is played: it says the agent's own port on the node, where the plugin runs, and then again and again that it carries a
-//! connection, which kubectl's dies of where nobody reads it.
+//! connection, which kubectl's dies of where nobody reads it. With the test API server, which can carry one, kubectl's own
+//! is asked as well.
 
 use std::{fs, os::unix::fs::PermissionsExt as _};
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
-use understudy_tests::node::{
-    AGENT_NAMESPACE, Agent, AgentOptions, Command, Output, Patience, PodSpec, Session, Terminal, binaries, eventually,
+use understudy_tests::{
+    apiserver::CARRIED_TO,
+    node::{
+        AGENT_NAMESPACE, Agent, AgentOptions, ApiServer, Command, Node, Output, Patience, PodSpec, Running, Session,
+        Terminal, TestServerOptions, binaries, eventually,
+    },
 };
 
 use crate::{
@@ -19,6 +24,8 @@ use crate::{
 const ACCOUNT: &str = include_str!("../../../deploy/components/operators/serviceaccount.yaml");
 const RIGHTS: &str = include_str!("../../../deploy/components/operators/rbac.yaml");
 const AGENT_POD: &str = "understudy-box";
+/// Where the control plane reaches the node's relay to the agent.
+const CARRIED: &str = "172.30.0.1:19903";
 const PODS: &str = "/api/v1/namespaces/prod/pods";
 
 /// A cluster whose agent answers operators.
@@ -37,18 +44,6 @@ impl Desk {
     async fn without_rights() -> Result<Self> {
         let options = AgentOptions::cluster().arg("--operator-address=127.0.0.1:9903");
         let cluster = Cluster::with(options).await?;
-        cluster.api.namespace(AGENT_NAMESPACE).await?;
-        // In the scene's names.
-        let account = ACCOUNT.replace("understudy-system", AGENT_NAMESPACE);
-        cluster.api.apply_text(&account).await?;
-        let pod = json!({
-            "apiVersion": "v1", "kind": "Pod",
-            "metadata": {"namespace": AGENT_NAMESPACE, "name": AGENT_POD, "labels": {
-                "app.kubernetes.io/name": "understudy", "app.kubernetes.io/component": "agent",
-            }},
-            "spec": {"nodeName": "box", "containers": [{"name": "agent", "image": "understudy"}]},
-        });
-        cluster.api.create(&pod).await?;
         let directory = cluster.node.directory().join("plugin");
         fs::create_dir_all(&directory)?;
         let kubectl = binaries::kubectl()?;
@@ -64,8 +59,46 @@ impl Desk {
         fs::set_permissions(directory.join("kubectl"), fs::Permissions::from_mode(0o755))?;
         let path = format!("{}:{}", directory.display(), std::env::var("PATH")?);
         let desk = Self { cluster, path };
-        desk.agent_is(true, None).await?;
+        desk.installed(&json!({})).await?;
         Ok(desk)
+    }
+
+    /// With the test API server, which carries forwarded ports to the agent: nothing is played.
+    async fn with_port_forward() -> Result<(Self, Running)> {
+        let node = Node::new()?;
+        let api = ApiServer::start_test_program(&node, &TestServerOptions::default()).await?;
+        let options = AgentOptions::cluster().arg("--operator-address=127.0.0.1:9903");
+        let cluster = Cluster::around(node, api, options).await?;
+        // The node's end of the way, as a kubelet's: it reaches what listens on loopback there.
+        let relay = cluster.node.command(binaries::probe()?)?.arg("relay");
+        let relay = relay.args(["--listen", CARRIED, "--target", "127.0.0.1:9903"]);
+        let mut relay = relay.spawn()?;
+        relay.stdout_until(|text| text.contains("relaying")).await?;
+        let kubectl = binaries::kubectl()?;
+        let beside = kubectl.parent().context("kubectl's directory")?.display();
+        let path = format!("{beside}:{}", std::env::var("PATH")?);
+        let desk = Self { cluster, path };
+        desk.installed(&json!({CARRIED_TO: CARRIED})).await?;
+        desk.cluster.api.grant_roles(RIGHTS).await?;
+        Ok((desk, relay))
+    }
+
+    /// The operators' account and the agent's pod, as `deploy` makes them.
+    async fn installed(&self, annotations: &Value) -> Result<()> {
+        let api = &self.cluster.api;
+        api.namespace(AGENT_NAMESPACE).await?;
+        // In the scene's names.
+        let account = ACCOUNT.replace("understudy-system", AGENT_NAMESPACE);
+        api.apply_text(&account).await?;
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"namespace": AGENT_NAMESPACE, "name": AGENT_POD, "annotations": annotations, "labels": {
+                "app.kubernetes.io/name": "understudy", "app.kubernetes.io/component": "agent",
+            }},
+            "spec": {"nodeName": "box", "containers": [{"name": "agent", "image": "understudy"}]},
+        });
+        api.create(&pod).await?;
+        self.agent_is(true, None).await
     }
 
     /// Whether the plugin left what kubectl's port-forward says unread.
@@ -215,6 +248,30 @@ async fn the_plugin_shows_who_is_on_and_finds_a_pod_well() -> Result<()> {
             .await?;
         assert!(asked.ends_with("401") && !asked.contains("alice"), "{asked}");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn kubectls_own_port_forward_brings_the_plugin_to_the_agents() -> Result<()> {
+    let (desk, _relay) = Desk::with_port_forward().await?;
+    let pod = desk.cluster.pod_in_session().await?;
+    let json = desk.plugin(&["sessions", "-A", "-o", "json"])?.stdout().await?;
+    let listing: Value = serde_json::from_str(&json)?;
+    assert_eq!(listing["items"][0]["pods"][0]["name"], "support/shell", "{json}");
+    let (answer, output) = desk.why("shell").await?;
+    assert_eq!(output.code, Some(0), "{answer}");
+
+    // Live, over a port that stays.
+    let mut tail = desk
+        .plugin(&["tail", "--session", "support/alice", "-o", "json"])?
+        .spawn()?;
+    let told = eventually("an event comes over it", async || {
+        curl(&pod, PODS, &[]).await?;
+        Ok(tail.stdout().contains(PODS).then(|| tail.stdout()))
+    });
+    assert!(told.await?.contains("support/alice"));
+    assert!(!tail.has_ended()?);
+    tail.kill().await?;
     Ok(())
 }
 

@@ -50,6 +50,6 @@ impl Exec {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        run_on(stream, self.protocol, self.wanted, self.program).await;
+        run_on(stream, self.protocol, self.wanted, self.program, None).await;
     }
 }

@@ -9,6 +9,8 @@ mod program;
 mod spdy;
 mod websocket;
 
+use std::net::SocketAddr;
+
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use hyper::upgrade::OnUpgrade;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -17,6 +19,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 pub use self::{
     client::{Channel, SpdyExec},
     exec::Exec,
+    forward::CARRIED_TO,
     program::{LOG_FILE, log},
 };
 use self::{negotiate::Protocol, program::Program};
@@ -75,7 +78,8 @@ fn program(target: &ResourceTarget, query: &Query, wanted: Wanted) -> Result<Pro
 /// Answers one of the three with 101 and goes on in a task of its own.
 pub(crate) fn serve(mut call: Call, target: &ResourceTarget) -> Result<Response<Body>, Status> {
     let pods = Resource::find("", "v1", "pods").ok_or_else(Status::no_such_path)?;
-    call.shared.store.get(pods, &target.namespace, &target.name)?;
+    let pod = call.shared.store.get(pods, &target.namespace, &target.name)?;
+    let to = forward::carried_to(&pod);
     let protocol = Protocol::negotiate(&call.parts.headers, &target.subresource)?;
     let upgrade = call
         .upgrade
@@ -85,18 +89,18 @@ pub(crate) fn serve(mut call: Call, target: &ResourceTarget) -> Result<Response<
     let program = program(target, &call.query, wanted)?;
     let response = switch(protocol, &call.parts.headers)?;
     let stop = call.connection.stop.clone();
-    tokio::spawn(stop.run_until_cancelled_owned(run(upgrade, protocol, wanted, program)));
+    tokio::spawn(stop.run_until_cancelled_owned(run(upgrade, protocol, wanted, program, to)));
     Ok(response)
 }
 
-async fn run(upgrade: OnUpgrade, protocol: Protocol, wanted: Wanted, program: Program) {
+async fn run(upgrade: OnUpgrade, protocol: Protocol, wanted: Wanted, program: Program, to: Option<SocketAddr>) {
     match upgrade.await {
-        Ok(upgraded) => run_on(hyper_util::rt::TokioIo::new(upgraded), protocol, wanted, program).await,
+        Ok(upgraded) => run_on(hyper_util::rt::TokioIo::new(upgraded), protocol, wanted, program, to).await,
         Err(error) => tracing::debug!(%error, "upgrade"),
     }
 }
 
-async fn run_on<S>(upgraded: S, protocol: Protocol, wanted: Wanted, program: Program)
+async fn run_on<S>(upgraded: S, protocol: Protocol, wanted: Wanted, program: Program, to: Option<SocketAddr>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -104,11 +108,11 @@ where
         Protocol::WebSocketChannels(version) => Box::pin(websocket::channels(upgraded, version, wanted, program)).await,
         Protocol::WebSocketTunnel => {
             let (tunnel, pump) = websocket::tunnel(upgraded).await;
-            let (result, ()) = tokio::join!(Box::pin(forward::serve(tunnel)), pump);
+            let (result, ()) = tokio::join!(Box::pin(forward::serve(tunnel, to)), pump);
             result
         }
         Protocol::SpdyExec(_) => Box::pin(spdy::exec::serve(upgraded, wanted, program)).await,
-        Protocol::SpdyForward => Box::pin(forward::serve(upgraded)).await,
+        Protocol::SpdyForward => Box::pin(forward::serve(upgraded, to)).await,
     };
     if let Err(error) = result {
         tracing::debug!(%error, "stream ended");
